@@ -1,0 +1,184 @@
+"""The run directory: the common currency of all verbs (layout in docs/runs.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bonsaigpt.checkpoint import files
+from bonsaigpt.checkpoint.files import Arrays, Checkpoint
+from bonsaigpt.config import ModelConfig, RunConfig, dump_toml, load_toml, validate
+from bonsaigpt.data.tokenizers import Tokenizer, from_json
+from bonsaigpt.errors import CheckpointError, OutputError, did_you_mean
+from bonsaigpt.files import restore_folders, write_text, writing
+from bonsaigpt.spec import parameters
+
+__all__ = ["RunDirectory", "check_weights"]
+
+
+class RunDirectory:
+    """One run on disk. The object itself holds nothing but the path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ------------------------------------------------------------------ making and opening
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, tokenizer: Tokenizer, environment: dict[str, Any]) -> RunDirectory:
+        """Make a new run; an existing folder is never written over.
+
+        Raises:
+            OutputError: the folder exists, or cannot be written (then nothing is left behind).
+        """
+        if path.exists():
+            raise OutputError(
+                f"{path} exists already: continue it with `bonsai train {path} --resume`, "
+                "or choose another name with --name"
+            )
+        run = cls(path)
+        try:
+            with writing(path):
+                path.mkdir(parents=True)
+            write_text(path / "config.toml", dump_toml(config))
+            write_text(path / "tokenizer.json", tokenizer.to_json())
+            write_text(path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        except OutputError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            CheckpointError: no such folder, or not a run; near names are suggested.
+        """
+        if not (path / "config.toml").is_file():
+            if path.is_dir():
+                raise CheckpointError(f"{path} is not a run: it has no config.toml")
+            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise CheckpointError(f"there is no run at {path}.{did_you_mean(path.name, siblings)}")
+        return cls(path)
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        file = self.path / "config.toml"
+        return validate(load_toml(file), origin=str(file))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own tokenizer."""
+        file = self.path / "tokenizer.json"
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error}): restore it") from None
+        return from_json(text, origin=str(file))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the run was made with; empty if the file is gone."""
+        try:
+            return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.path / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """Steps of which there is a checkpoint folder, ascending; damaged ones included."""
+        names = [p.name for p in self.checkpoints.glob("step-*") if p.is_dir()]
+        return sorted(int(n.removeprefix("step-")) for n in names if n.removeprefix("step-").isdigit())
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def save(self, checkpoint: Checkpoint, *, keep_every: int = 0) -> None:
+        """Write a checkpoint, point `last` (and `best`, if it is) at it, then drop what nothing points at."""
+        step = checkpoint.state["step"]
+        files.write(self.folder(step), checkpoint)
+        best = checkpoint.state["best_step"]
+        write_text(self.checkpoints / "last", f"step-{step:06d}\n")
+        if best == step:
+            write_text(self.checkpoints / "best", f"step-{step:06d}\n")
+        for old in self.steps():
+            kept = keep_every and old % keep_every == 0
+            if old not in (step, best) and not kept:
+                shutil.rmtree(self.folder(old), ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Bring back or clear away what a kill in the middle of a write left."""
+        if self.checkpoints.is_dir():
+            restore_folders(self.checkpoints)
+
+    def load(self, which: str = "", *, optimizer: bool = True) -> Checkpoint:
+        """A checkpoint: ``best``, ``last``, a step number, or the default: best, else last.
+
+        ``last`` falls back to the newest whole checkpoint; a step that was asked for by number never does.
+
+        Raises:
+            CheckpointError: none there, damaged, or its tensors are not those of the configuration.
+        """
+        checkpoint = files.read(self.find(which), optimizer=optimizer)
+        check_weights(checkpoint.model, self.config.model, origin=str(self.path))
+        return checkpoint
+
+    def find(self, which: str = "") -> Path:
+        """The folder of a checkpoint, as ``load`` takes it; its hashes are checked for the fall-back only."""
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self.path} has no checkpoint yet: train it with `bonsai train {self.path}`")
+        if which.isdigit():
+            if int(which) not in steps:
+                raise CheckpointError(f"{self.path} has no checkpoint of step {which}: it has {_words(steps)}")
+            return self.folder(int(which))
+        if which not in ("", "best", "last"):
+            raise CheckpointError(
+                f"'@{which}' names no checkpoint: use @best, @last or one of the steps {_words(steps)}"
+            )
+        if which != "last":
+            try:
+                pointed = self.checkpoints / (self.checkpoints / "best").read_text(encoding="utf-8").strip()
+            except OSError:
+                pointed = None
+            if pointed is not None and pointed.is_dir():
+                return pointed
+            if which == "best":
+                raise CheckpointError(f"{self.path} has no best checkpoint yet: use {self.path}@last")
+        damage: list[str] = []
+        for step in reversed(steps):
+            try:
+                files.check(self.folder(step))
+            except CheckpointError as error:
+                damage.append(str(error))
+            else:
+                return self.folder(step)
+        raise CheckpointError(f"{self.path} has no whole checkpoint: " + "; ".join(damage))
+
+
+def check_weights(weights: Arrays, config: ModelConfig, *, origin: str) -> None:
+    """Raise ``CheckpointError`` unless the tensors are exactly those of the spec, by name and shape."""
+    wanted = {p.name: p.shape for p in parameters(config) if p.tied_to is None}
+    found = {name: array.shape for name, array in weights.items()}
+    for name, shape in wanted.items():
+        if name not in found:
+            raise CheckpointError(f"the weights of {origin} lack {name}: they belong to another configuration")
+        if found[name] != shape:
+            raise CheckpointError(f"{name} of {origin} has shape {found[name]}, the configuration says {shape}")
+    if extra := sorted(found.keys() - wanted):
+        raise CheckpointError(f"the weights of {origin} hold {extra[0]}, which the configuration does not know")
+
+
+def _words(steps: list[int]) -> str:
+    return ", ".join(map(str, steps if len(steps) < 9 else [*steps[:4], *steps[-4:]]))

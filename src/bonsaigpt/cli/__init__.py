@@ -1,0 +1,59 @@
+"""The command line: one file a verb, each imported only when it is called, so that `bonsai --help` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from bonsaigpt import __version__
+from bonsaigpt.errors import BonsaiError, did_you_mean
+
+__all__ = ["main"]
+
+VERBS = {
+    "train": "grow a model: from a recipe, or go on with a run",
+    "sample": "let a model write",
+    "eval": "score a model on its whole validation split, or on any text",
+    "compare": "hold runs against each other: a table and a page",
+    "report": "write a run's report.html again",
+    "recipes": "list, show and diff the recipes",
+    "prepare": "turn a text into verified token shards (train does it by itself)",
+}
+
+_HELP = """bonsai {version}: a workshop for small GPTs
+
+usage: bonsai VERB ...        (bonsai VERB --help tells all about one)
+
+{verbs}
+
+for example:
+  bonsai train stdlib --train.steps 300
+  bonsai sample runs/stdlib --prompt "def "
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; exit code 0, 2 for what the user can mend, 130 and 143 after Ctrl-C and SIGTERM."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items())
+        print(_HELP.format(version=__version__, verbs=verbs))
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"bonsai {__version__}")
+        return 0
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise BonsaiError(f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)} `bonsai --help` lists them.")
+        return import_module(f"bonsaigpt.cli.{verb}").run(rest)
+    except BonsaiError as error:
+        print(f"bonsai: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader has gone, e.g. `bonsai recipes list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("bonsai: stopped", file=sys.stderr)
+        return 130

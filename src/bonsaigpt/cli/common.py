@@ -1,0 +1,178 @@
+"""What the verbs share: parsers, settings as flags, terminals, and opening whatever a user points at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import create_model
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich_argparse import RawDescriptionRichHelpFormatter
+
+from bonsaigpt.checkpoint import Arrays, RunDirectory
+from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.data.tokenizers import BpeTokenizer, Tokenizer
+from bonsaigpt.engines import Engine, load_engine
+from bonsaigpt.errors import BonsaiError, CheckpointError, did_you_mean
+from bonsaigpt.interop import is_gpt2_folder, read_gpt2
+
+__all__ = [
+    "Opened",
+    "Parser",
+    "add_placement",
+    "add_settings",
+    "open_model",
+    "progress_bar",
+    "runs_folder",
+    "settings",
+]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one sentence, the nearest known flag, exit code 2."""
+
+    def __init__(self, verb: str, description: str, example: str) -> None:
+        super().__init__(
+            prog=f"bonsai {verb}",
+            description=description,
+            epilog=f"example:\n{example}",
+            formatter_class=RawDescriptionRichHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise BonsaiError(f"{message}. `{self.prog} --help` lists all.")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Parse; an unknown flag suggests the right one."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            hint = did_you_mean(flag.lstrip("-"), [o.lstrip("-") for o in self._option_string_actions])
+            hint = hint.replace("'", "--", 1).replace("'?", "?") if flag.startswith("-") else hint
+            kind = "unknown flag" if flag.startswith("-") else "unexpected argument"
+            raise BonsaiError(f"{kind} {flag}.{hint} `{self.prog} --help` lists all.")
+        return arguments
+
+
+def add_settings(parser: Parser, *sections: str) -> CliSettingsSource[Any]:
+    """Add a typed flag for every setting, e.g. ``--model.mlp.kind``; hand the result to ``settings``."""
+    chosen: Any = {
+        name: (field.annotation, field)
+        for name, field in RunConfig.model_fields.items()
+        if not sections or name in sections
+    }
+    flags = create_model("flags", __base__=_Flags, **chosen)
+    positional = " ".join(action.dest.upper() for action in parser._actions if not action.option_strings)
+    parser.usage = f"{parser.prog} {positional} [options] [--SECTION.SETTING VALUE ...]"
+    return CliSettingsSource(flags, root_parser=parser, cli_parse_none_str="none", cli_hide_none_type=True)
+
+
+class _Flags(BaseSettings):
+    """Base of the flags: pydantic-settings reads the command line into it, never the environment."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+
+def settings(source: CliSettingsSource[Any], argv: list[str]) -> dict[str, Any]:
+    """The settings given as flags, as nested dictionaries; nothing that was not given."""
+    source(args=argv)
+    return source()
+
+
+def runs_folder(parser: argparse.ArgumentParser) -> None:
+    """Add --runs and --corpora."""
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        default=Path(os.environ.get("BONSAI_RUNS", "runs")),
+        help="where runs live (default: $BONSAI_RUNS or ./runs)",
+    )
+    parser.add_argument(
+        "--corpora",
+        type=Path,
+        metavar="DIR",
+        default=Path(os.environ.get("BONSAI_CORPORA", "corpora")),
+        help="where token shards live (default: $BONSAI_CORPORA or ./corpora)",
+    )
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --threads, for verbs without settings."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model that some verb was pointed at."""
+
+    label: str
+    config: ModelConfig
+    weights: Arrays
+    tokenizer: Tokenizer
+    run: RunDirectory | None
+    step: int | None
+
+    def on(self, *, device: str = "auto", threads: int = 0) -> tuple[Engine, Any]:
+        """The engine, and the model placed on it."""
+        engine = load_engine("torch", device=device, threads=threads)
+        return engine, engine.model(self.config, self.weights)
+
+
+def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
+    """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a GPT-2 folder of Hugging Face's.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or of a kind that cannot be read.
+    """
+    place, _, which = address.partition("@")
+    path = Path(place).expanduser()
+    if not path.exists() and (runs / place).is_dir():
+        path = runs / place
+    if is_gpt2_folder(path):
+        config, weights = read_gpt2(path)
+        tokenizer = BpeTokenizer.from_gpt2_files(path)
+        return Opened(label=str(path), config=config, weights=weights, tokenizer=tokenizer, run=None, step=None)
+    run = RunDirectory.open(path)
+    checkpoint = run.load(which, optimizer=False)
+    tokenizer = run.tokenizer
+    config = run.config.model
+    if tokenizer.vocab_size > config.vocabulary:
+        raise CheckpointError(
+            f"{path}/tokenizer.json has {tokenizer.vocab_size} tokens, the model {config.vocabulary}: restore it"
+        )
+    return Opened(
+        label=f"{path}@{checkpoint.state['step']}",
+        config=config,
+        weights=checkpoint.model,
+        tokenizer=tokenizer,
+        run=run,
+        step=checkpoint.state["step"],
+    )
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that follows ``advance(what, done, total)``; total 0 means nobody knows how long."""
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    progress.remove_task(task)
+                tasks.clear()
+                tasks[what] = progress.add_task(what, total=total or None)
+            progress.update(tasks[what], completed=done, total=total or None)
+
+        yield advance

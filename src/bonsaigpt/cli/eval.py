@@ -1,0 +1,70 @@
+"""`bonsai eval`: the loss over a whole validation split, or over any text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
+from bonsaigpt.data.batches import BatchSource, TokenBatches
+from bonsaigpt.data.corpora.document import read_document
+from bonsaigpt.data.prepare import open_source
+from bonsaigpt.errors import DataError
+from bonsaigpt.measure import evaluate
+from bonsaigpt.train.callbacks.console import score_line
+
+__all__ = ["run"]
+
+_EXAMPLE = """  bonsai eval runs/shakespeare-char
+  bonsai eval runs/shakespeare-char@last --text sonnets.txt --json"""
+
+
+def run(argv: list[str]) -> int:
+    """The verb."""
+    parser = Parser(
+        "eval",
+        "Loss (nats a token), perplexity and bits per byte, every target scored exactly once.",
+        _EXAMPLE,
+    )
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="score this text instead of the validation split")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
+    add_placement(parser)
+    runs_folder(parser)
+    arguments = parser.parse(argv)
+    opened = open_model(arguments.model, runs=arguments.runs)
+    source = _text_source(opened, arguments.text) if arguments.text else _run_source(opened, arguments.corpora)
+    engine, model = opened.on(device=arguments.device, threads=arguments.threads)
+    with progress_bar(Console(stderr=True)) as advance:
+        result = evaluate(engine, model, source, advance=advance)
+    if arguments.json:
+        print(json.dumps({"model": opened.label, **result.as_dict()}))
+    else:
+        print(f"{opened.label}  {score_line(result)}  ({result.tokens:,} tokens)")
+    return 0
+
+
+def _run_source(opened: Opened, corpora: Path) -> BatchSource:
+    if opened.run is None:
+        raise DataError(f"{opened.label} brings no data of its own: say what to score with --text FILE.")
+    return open_source(opened.run.config, corpora)
+
+
+def _text_source(opened: Opened, text: Path) -> BatchSource:
+    """The whole text as a validation split, in the model's own tokens."""
+    ids = opened.tokenizer.encode(read_document(text).text)
+    block = min(opened.config.block_size, len(ids) - 1)
+    if block < 1:
+        raise DataError(f"{text} has {len(ids)} tokens: scoring needs at least two.")
+    return TokenBatches(
+        train=ids,
+        val=ids,
+        tokenizer=opened.tokenizer,
+        order="shuffled",
+        seed=0,
+        batch_size=1,
+        block_size=block,
+        fingerprint=str(text),
+    )

@@ -1,0 +1,58 @@
+"""Source `shakespeare`: the 1.1 MB of Tiny Shakespeare (Karpathy, char-rnn). Fetched only when asked to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from bonsaigpt.config import ShakespeareData
+from bonsaigpt.data.corpora.document import Document, read_document
+from bonsaigpt.errors import DataError
+from bonsaigpt.files import writing
+
+__all__ = ["SHA256", "URL", "documents", "download"]
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+LOCAL = Path("tinyshakespeare.txt")
+
+
+def documents(config: ShakespeareData) -> list[Document]:
+    """The text, from ``--data.path`` or from what ``download`` left in the working folder."""
+    path = config.path.expanduser() if config.path else LOCAL
+    if not path.exists():
+        raise DataError(
+            f"Tiny Shakespeare is not at {path}. Fetch it once with `bonsai prepare shakespeare --download`, "
+            "or give --data.path FILE; without a network, recipe `stdlib` trains on text that is already here."
+        )
+    document = read_document(path)
+    if hashlib.sha256(document.text.encode()).hexdigest() != SHA256:
+        raise DataError(
+            f"{path} is not Tiny Shakespeare (its SHA-256 differs): delete it and fetch it again, "
+            f"or train on it as your own text with --data.kind files --data.path {path}."
+        )
+    return [document]
+
+
+def download(target: Path = LOCAL, *, url: str = URL, timeout: float = 30.0) -> Path:
+    """Fetch the text once, check its hash, and only then give it its name. ``timeout`` is in seconds."""
+    if target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == SHA256:
+        return target
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            body = response.read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise DataError(
+            f"{url} could not be fetched ({error}). Without a network give the file with --data.path, "
+            "or use recipe `stdlib`, which needs none."
+        ) from None
+    if hashlib.sha256(body).hexdigest() != SHA256:
+        raise DataError(f"what {url} sent is not Tiny Shakespeare (its SHA-256 differs): try again later.")
+    aside = target.with_name(f".{target.name}.part")
+    with writing(target):
+        aside.write_bytes(body)
+        os.replace(aside, target)
+    return target

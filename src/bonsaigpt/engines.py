@@ -1,0 +1,53 @@
+"""What an engine must do, and the one place where its name becomes code.
+
+States, models and caches are the engine's own and pass through other code unopened.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from bonsaigpt.checkpoint import Arrays
+from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.data.batches import Batch
+from bonsaigpt.errors import DeviceError, did_you_mean
+
+__all__ = ["Engine", "Metrics", "load_engine"]
+
+_ENGINES = {"torch": ("bonsaigpt.torch_engine.engine", "TorchEngine")}
+
+
+class Metrics(Protocol):
+    """What a step leaves on the device."""
+
+    def host(self) -> dict[str, float]:
+        """``loss`` and ``grad_norm`` as numbers; waits for the device."""
+        ...
+
+
+class Engine(Protocol):
+    """One way to compute; see ``torch_engine/engine.py`` for what each method promises."""
+
+    name: str
+
+    def describe(self) -> dict[str, Any]: ...
+    def init(self, config: RunConfig, values: Arrays | None = None) -> Any: ...
+    def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays, *, step: int) -> Any: ...
+    def arrays(self, state: Any) -> tuple[Arrays, Arrays]: ...
+    def step(self, state: Any, batch: Batch, *, config: RunConfig, lr: float, step: int) -> Metrics: ...
+    def evaluate(self, model: Any, batch: Batch) -> tuple[float, int]: ...
+    def model(self, config: ModelConfig, values: Arrays) -> Any: ...
+    def model_of(self, state: Any) -> Any: ...
+    def cache(self, model: Any, *, batch: int) -> Any: ...
+    def next_logits(self, model: Any, tokens_BT: np.ndarray, cache: Any = None) -> np.ndarray: ...
+
+
+def load_engine(name: str = "torch", **placement: Any) -> Engine:
+    """The engine of that name, imported only now. ``placement``: device, precision, threads."""
+    if name not in _ENGINES:
+        raise DeviceError(f"there is no engine '{name}': use one of {sorted(_ENGINES)}.{did_you_mean(name, _ENGINES)}")
+    module, attribute = _ENGINES[name]
+    return getattr(import_module(module), attribute)(**placement)

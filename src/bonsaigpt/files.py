@@ -1,0 +1,82 @@
+"""Writing to disk so that a file exists whole or not at all, and errors of the disk that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bonsaigpt.errors import OutputError
+
+__all__ = ["replace_folder", "restore_folders", "sync", "write_text", "writing"]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write ``path`` into one sentence with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            raise OutputError(f"the disk is full: {where} could not be written. Free some space.") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(f"{where} cannot be written: {error.strerror}. Choose another folder.") from None
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise OutputError(f"{where} cannot be made: a file is in the way. Choose another folder.") from None
+        raise OutputError(f"{where} could not be written: {error.strerror or error}.") from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders; its rename is journalled
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    aside = path.with_name(f".{path.name}.part")
+    with writing(path):
+        try:
+            aside.write_text(text, encoding="utf-8")
+            sync(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def replace_folder(aside: Path, folder: Path) -> None:
+    """Move a finished folder into place, in place of an older one. After a crash either the old or the new exists
+    whole, possibly under the name ``.NAME.old`` (see ``restore_folders``)."""
+    for file in aside.iterdir():
+        sync(file)
+    sync(aside)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(aside, folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folders(parent: Path) -> None:
+    """Undo what a crash inside ``replace_folder`` left: bring an old folder back that has no successor, and delete
+    what was never finished."""
+    for left in [*parent.glob(".*.old"), *parent.glob(".*.part")]:
+        home = parent / left.name[1:].rpartition(".")[0]
+        if left.suffix == ".old" and not home.exists():
+            os.replace(left, home)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The PyTorch engine. ``import torch`` happens here and above, never below."""

@@ -1,0 +1,76 @@
+"""Causal self-attention with grouped queries, QK-norm and rotary positions; the mask is computed from positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bonsaigpt.config import ModelConfig
+from bonsaigpt.kv import KVCache
+from bonsaigpt.torch_engine.linear import Linear, rms_norm
+from bonsaigpt.torch_engine.rope import rotate
+
+__all__ = ["Attention", "Where", "attend", "causal_mask"]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the tokens of this pass stand."""
+
+    positions_BT: Tensor | None
+    """True positions; None means 0 .. T-1 in every row, the case of training."""
+    rotation: tuple[Tensor, Tensor] | None
+    """cos and sin for these positions, where the model uses RoPE."""
+    cache: KVCache | None
+
+
+def causal_mask(query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor:
+    """True where a query may look, (B, 1, T, S): at filled slots of its own or an earlier position."""
+    keys = key_positions_BS[:, None, None, :]
+    return (keys >= 0) & (keys <= query_positions_BT[:, None, :, None])
+
+
+def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v, (B, H, T, K). Without a mask the pass is causal over equal positions."""
+    return F.scaled_dot_product_attention(
+        q_BHTK,
+        k_BGSK,
+        v_BGSK,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
+    )
+
+
+class Attention(nn.Module):
+    """One layer's attention. ``c_attn`` makes queries, keys and values in one product, in that order."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head, self.head_width = config.n_head, config.n_kv_head, config.head_width
+        self.dropout = config.dropout
+        self.qk_eps = config.norm.eps if config.attention.qk_norm else None
+        heads = config.n_head + 2 * config.n_kv_head
+        self.c_attn = Linear(heads * config.head_width, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_head * config.head_width, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
+        B, T, _ = x_BTD.shape
+        heads_BTHK = self.c_attn(x_BTD).view(B, T, self.n_head + 2 * self.n_kv_head, self.head_width)
+        q_BHTK, k_BGTK, v_BGTK = heads_BTHK.transpose(1, 2).split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        if self.qk_eps is not None:
+            q_BHTK, k_BGTK = rms_norm(q_BHTK, None, self.qk_eps), rms_norm(k_BGTK, None, self.qk_eps)
+        if where.rotation is not None:
+            q_BHTK, k_BGTK = rotate(q_BHTK, *where.rotation), rotate(k_BGTK, *where.rotation)
+
+        mask = None
+        if where.cache is not None:
+            k_BGTK, v_BGTK, slots_BS = where.cache.extend(self.layer, k_BGTK, v_BGTK, where.positions_BT)
+            assert where.positions_BT is not None
+            mask = causal_mask(where.positions_BT, slots_BS)
+        y_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask, dropout=self.dropout if self.training else 0.0)
+        return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1))

@@ -1,0 +1,84 @@
+"""Which device and which precision, and why: the reason is printed and kept in environment.json."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from bonsaigpt.errors import DeviceError
+
+__all__ = ["Placement", "choose_placement"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which number format a model computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    why: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in ``dtype``, everything delicate in float32; nothing at all for float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def choose_placement(device: str = "auto", precision: str = "auto", threads: int = 0) -> Placement:
+    """Resolve `auto`, refuse what the machine cannot do, and set the number of CPU threads.
+
+    Raises:
+        DeviceError: the device is not there, or does not compute in the asked precision.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    chosen, why = _device(device)
+    native, reason = _bf16_native(chosen)
+    if precision == "bf16":
+        if not native:
+            raise DeviceError(f"train.precision = 'bf16' would be slow here: {reason}. Use fp32, or auto.")
+        return Placement(chosen, torch.bfloat16, f"{why}; bf16 as asked")
+    # On a CPU bf16 pays only with tile instructions (AMX) and was never measured here, so auto leaves it alone.
+    if precision == "auto" and native and chosen.type == "cuda":
+        return Placement(chosen, torch.bfloat16, f"{why}; bf16: {reason}")
+    asked = "as asked" if precision == "fp32" else reason
+    return Placement(chosen, torch.float32, f"{why}; fp32: {asked}")
+
+
+def _device(device: str) -> tuple[torch.device, str]:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"cuda: {torch.cuda.get_device_name()}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "mps: no CUDA device here"
+        return torch.device("cpu"), f"cpu with {torch.get_num_threads()} threads: no GPU here"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(f"train.device = '{device}' is no device: use auto, cpu, cuda, cuda:1 or mps") from None
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"train.device = '{device}' is not supported: use auto, cpu, cuda, cuda:1 or mps")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"train.device = '{device}', but this machine has {torch.cuda.device_count()} CUDA devices: use cpu or auto"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("train.device = 'mps', but this is no Mac with Metal: use cpu or auto")
+    return chosen, f"{device}, as asked"
+
+
+def _bf16_native(device: torch.device) -> tuple[bool, str]:
+    """Whether matrix products in bf16 run on instructions of their own."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        # `is_bf16_supported` says yes to emulation as well; compute capability 8.0 is where the hardware begins.
+        return major >= 8, f"compute capability {major}.{minor}, native bf16 from 8.0 on"
+    if device.type == "cpu":
+        flags = [f for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if getattr(torch.cpu, f, bool)()]
+        if flags:
+            return True, "this CPU has bf16 instructions, not measured"
+        return False, "this CPU has no bf16 matrix instructions"
+    return False, f"bf16 on {device.type} was not measured"

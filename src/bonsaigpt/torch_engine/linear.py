@@ -1,0 +1,49 @@
+"""The one function that applies a weight, and the smallest modules around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bonsaigpt.config import ModelConfig
+
+__all__ = ["Linear", "Norm", "linear", "rms_norm"]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``; weights are (out, in)."""
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Module):
+    """A weight (out, in) and perhaps a bias. Memory is not filled here: values come from the spec or a file."""
+
+    def __init__(self, out: int, into: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out, into))
+        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019, equation 4)."""
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm, as the configuration says."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind, self.eps = config.norm.kind, config.norm.eps
+        self.weight = nn.Parameter(torch.empty(config.n_embd))
+        has_bias = config.bias and self.kind == "layernorm"
+        self.bias = nn.Parameter(torch.empty(config.n_embd)) if has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "rmsnorm":
+            return rms_norm(x, self.weight, self.eps)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)

@@ -1,0 +1,34 @@
+"""The MLPs: GELU (GPT-2), SwiGLU (Shazeer 2020, equation 6) and squared ReLU (So et al. 2021)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bonsaigpt.config import GeluMLP, ModelConfig
+from bonsaigpt.torch_engine.linear import Linear
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """D -> F -> D with the configured non-linearity."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.mlp.kind
+        self.approximate = config.mlp.approximate if isinstance(config.mlp, GeluMLP) else "none"
+        if self.kind == "swiglu":
+            self.c_gate = Linear(config.hidden, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.hidden, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.hidden, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTF = self.c_fc(x_BTD)
+        if self.kind == "swiglu":
+            h_BTF = F.silu(self.c_gate(x_BTD)) * h_BTF
+        elif self.kind == "relu2":
+            h_BTF = F.relu(h_BTF).square()
+        else:
+            h_BTF = F.gelu(h_BTF, approximate=self.approximate)
+        return self.c_proj(h_BTF)

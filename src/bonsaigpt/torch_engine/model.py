@@ -1,0 +1,145 @@
+"""The GPT: embeddings, blocks, head. Loss, optimizer, schedule and sampling are elsewhere, on purpose.
+
+The modules hold memory only; names and shapes repeat spec.py (a test holds the two together) and every value comes
+from there or from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bonsaigpt.checkpoint import Arrays
+from bonsaigpt.config import ModelConfig, RopePosition
+from bonsaigpt.kv import KVCache
+from bonsaigpt.spec import initial_value, parameters
+from bonsaigpt.torch_engine.attention import Attention, Where
+from bonsaigpt.torch_engine.linear import Linear, Norm, linear
+from bonsaigpt.torch_engine.mlp import MLP
+from bonsaigpt.torch_engine.rope import rotation_table
+
+__all__ = ["GPT", "build", "load_weights", "weights"]
+
+
+class Embedding(nn.Module):
+    """A table of vectors."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.weight)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each a branch beside the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.post_norm = config.norm_position == "post"
+        self.ln_1 = Norm(config)
+        self.attn = Attention(config, layer)
+        self.ln_2 = Norm(config)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
+        if self.post_norm:  # GPT-1, Vaswani et al. 2017: gradients pass through every normalisation
+            x_BTD = self.ln_1(x_BTD + self.drop(self.attn(x_BTD, where)))
+            return self.ln_2(x_BTD + self.drop(self.mlp(x_BTD)))
+        x_BTD = x_BTD + self.drop(self.attn(self.ln_1(x_BTD), where))
+        return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD)))
+
+
+class Transformer(nn.Module):
+    """Everything but the head; the name keeps nanoGPT's parameter paths."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.wte = Embedding(config.vocabulary, config.n_embd)
+        if config.position.kind == "learned":
+            self.wpe = Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = Norm(config)
+
+
+class GPT(nn.Module):
+    """A GPT of the given configuration, its memory not yet filled (see ``build``)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.vocabulary, config.n_embd, bias=False)
+        if isinstance(config.position, RopePosition):
+            cos, sin = rotation_table(config.block_size, config.head_width, config.position.theta)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix from the last hidden state to the logits, (V, D)."""
+        return self.transformer.wte.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def hidden(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache."""
+        B, T = tokens_BT.shape
+        if positions_BT is None and cache is not None:
+            steps = torch.arange(cache.length, cache.length + T, device=tokens_BT.device)
+            positions_BT = steps.expand(B, T)
+        x_BTD = self.transformer.wte(tokens_BT)
+        rotation = None
+        if self.config.position.kind == "learned":
+            wpe = self.transformer.wpe
+            x_BTD = x_BTD + (wpe.weight[:T] if positions_BT is None else wpe(positions_BT))
+        elif self.config.position.kind == "rope":
+            if positions_BT is None:
+                rotation = (self.cos[:T], self.sin[:T])
+            else:
+                rotation = (self.cos[positions_BT][:, None], self.sin[positions_BT][:, None])
+        x_BTD = self.transformer.drop(x_BTD)
+        where = Where(positions_BT, rotation, cache)
+        for block in self.transformer.h:
+            x_BTD = block(x_BTD, where)
+        return self.transformer.ln_f(x_BTD)
+
+    def forward(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Logits of the next token at every position, (B, T, V)."""
+        return linear(self.hidden(tokens_BT, positions_BT=positions_BT, cache=cache), self.head_weight)
+
+
+def build(config: ModelConfig, *, seed: int | None = None, values: Arrays | None = None) -> GPT:
+    """A model on the CPU with every value set: from ``values``, or fresh ones that depend on ``seed`` alone."""
+    model = GPT(config)
+    if values is None:
+        if seed is None:
+            raise ValueError("give a seed or values")
+        made = ((p.name, initial_value(p, seed)) for p in parameters(config) if p.tied_to is None)
+        load_weights(model, made)
+    else:
+        load_weights(model, values.items())
+    return model
+
+
+@torch.no_grad()
+def load_weights(model: GPT, values: Iterable[tuple[str, object]]) -> None:
+    """Copy NumPy arrays into the parameters of the same names; every parameter must be named once."""
+    left = dict(model.named_parameters())
+    for name, array in values:
+        left.pop(name).copy_(torch.as_tensor(array))
+    if left:
+        raise ValueError(f"no value was given for {sorted(left)}")
+
+
+def weights(model: GPT) -> Arrays:
+    """The parameters as float32 NumPy arrays of their own memory, tied ones once, in the order of the spec."""
+    return {name: p.detach().float().cpu().numpy().copy() for name, p in model.named_parameters()}

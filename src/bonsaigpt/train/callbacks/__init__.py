@@ -1,0 +1,1 @@
+"""What may listen to the loop; one file each."""

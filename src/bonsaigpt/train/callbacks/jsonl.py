@@ -1,0 +1,63 @@
+"""``metrics.jsonl``: one JSON object a line, appended as training goes; the report and `compare` read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from bonsaigpt.files import write_text, writing
+from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, StartEvent
+
+__all__ = ["JsonLines", "read_metrics"]
+
+
+class JsonLines(Callback):
+    """Lines of training carry ``loss``, lines of evaluation ``val_loss``; both carry step, tokens and seconds."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def on_start(self, event: StartEvent) -> None:
+        path = event.run.path / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= event.step] if event.step else []
+        # A killed run may have written past its last checkpoint, or half a line; those steps come again.
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def on_log(self, event: LogEvent) -> None:
+        self._write(asdict(event))
+
+    def on_eval(self, event: EvalEvent) -> None:
+        scores = {f"val_{name}": value for name, value in event.evaluation.as_dict().items()}
+        self._write({"step": event.step, "tokens": event.tokens, "seconds": event.seconds, **scores})
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        assert self._file is not None
+        rounded = {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in record.items()}
+        with writing(Path(self._file.name)):
+            self._file.write(json.dumps(rounded) + "\n")
+            self._file.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file; a torn last line is left out, a missing file has none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    records: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records

@@ -1,0 +1,112 @@
+"""What the loop tells its listeners: host values, never the trainer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bonsaigpt.checkpoint import RunDirectory
+from bonsaigpt.config import RunConfig
+from bonsaigpt.measure import Evaluation
+
+__all__ = ["Callback", "EvalEvent", "Listener", "LogEvent", "StartEvent", "StepEvent", "StopEvent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartEvent:
+    """Before the first step."""
+
+    run: RunDirectory
+    config: RunConfig
+    environment: dict[str, Any]
+    step: int
+    """Steps that are done already: 0, or where the run is resumed."""
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """After each step; it holds nothing that would have to wait for the device."""
+
+    step: int
+    """Steps done, this one included."""
+    tokens: int
+    """Targets seen, this step's included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEvent:
+    """Every ``log_interval`` steps, and at the last."""
+
+    step: int
+    tokens: int
+    seconds: float
+    """Training time so far, earlier sessions included; evaluation and saving are not in it."""
+    loss: float
+    """Of this step's batch, nats a token."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    tokens_per_second: float
+    """Since the last log event, training alone."""
+    memory_mb: float
+    """Peak resident memory of this process, 2^20 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalEvent:
+    """After each evaluation."""
+
+    step: int
+    tokens: int
+    seconds: float
+    evaluation: Evaluation
+    eval_seconds: float
+    is_best: bool
+    write: Callable[[str, int], str]
+    """``write(prompt, tokens)``: what the model of this moment writes. Costs nothing unless called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopEvent:
+    """After the last checkpoint is on the disk; nothing that happens now can lose it."""
+
+    step: int
+    reason: str
+    """``done``, or the name of the signal that asked for the stop."""
+    best_loss: float
+    best_step: int
+
+
+class Listener(Protocol):
+    """The hooks. A callback inherits ``Callback`` and overrides those it needs."""
+
+    def on_start(self, event: StartEvent) -> None: ...
+    def on_step(self, event: StepEvent) -> None: ...
+    def on_log(self, event: LogEvent) -> None: ...
+    def on_eval(self, event: EvalEvent) -> None: ...
+    def on_stop(self, event: StopEvent) -> None: ...
+    def close(self) -> None: ...
+
+
+class Callback:
+    """Hooks that do nothing. ``close`` is called whatever happened, after the others."""
+
+    def on_start(self, event: StartEvent) -> None:
+        """Before the first step."""
+
+    def on_step(self, event: StepEvent) -> None:
+        """After each step."""
+
+    def on_log(self, event: LogEvent) -> None:
+        """Every ``log_interval`` steps."""
+
+    def on_eval(self, event: EvalEvent) -> None:
+        """After each evaluation."""
+
+    def on_stop(self, event: StopEvent) -> None:
+        """After the last checkpoint."""
+
+    def close(self) -> None:
+        """Release what is held."""

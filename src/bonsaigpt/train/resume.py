@@ -1,0 +1,45 @@
+"""What may change when a run is continued, and what may not."""
+
+from __future__ import annotations
+
+from bonsaigpt.checkpoint import Checkpoint
+from bonsaigpt.config import RunConfig
+from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.errors import CheckpointError, ConfigError
+from bonsaigpt.recipes import flatten
+
+__all__ = ["changes", "check_data"]
+
+_FREE = ("about", "data.path", "model.dropout", "optim.", "train.")
+_FIXED = ("train.batch_size",)
+"""The place of every sample in the data follows from the batch size, so another one would be another run."""
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """The settings that differ, as ``train.steps: 2000 -> 4000``.
+
+    Raises:
+        ConfigError: one of them cannot change in the middle of a run.
+    """
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    words: list[str] = []
+    for name in sorted(before.keys() | after.keys()):
+        was, now = before.get(name), after.get(name)
+        if was == now:
+            continue
+        if name in _FIXED or not name.startswith(_FREE):
+            raise ConfigError(
+                f"{name} cannot change while a run is continued (it was {was}, not {now}): leave it, or start a new "
+                "run from these weights with --init"
+            )
+        words.append(f"{name}: {was} -> {now}")
+    return words
+
+
+def check_data(checkpoint: Checkpoint, source: BatchSource) -> None:
+    """Raise ``CheckpointError`` if the data is not what the checkpoint was trained on."""
+    if checkpoint.state["data"] != source.fingerprint:
+        raise CheckpointError(
+            "the data is not what this run was trained on (its fingerprint differs): restore the text, or start a "
+            "new run from these weights with --init"
+        )
