@@ -6,12 +6,12 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bonsaigpt.errors import OutputError
 
-__all__ = ["replace_folder", "restore_folders", "sync", "write_text", "writing"]
+__all__ = ["folder_aside", "replace_folder", "restore_folders", "sync", "write_text", "writing"]
 
 
 @contextmanager
@@ -27,7 +27,8 @@ def writing(path: Path) -> Iterator[None]:
             raise OutputError(f"{where} cannot be written: {error.strerror}. Choose another folder.") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise OutputError(f"{where} cannot be made: a file is in the way. Choose another folder.") from None
-        raise OutputError(f"{where} could not be written: {error.strerror or error}.") from None
+        why = error.strerror or error
+        raise OutputError(f"{where} could not be written: {why}. Check the disk and the path.") from None
 
 
 def sync(path: Path) -> None:
@@ -52,6 +53,24 @@ def write_text(path: Path, text: str) -> None:
         finally:
             aside.unlink(missing_ok=True)
         sync(path.parent)
+
+
+@contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """An empty folder beside ``folder``, to be filled and then given to ``replace_folder``. Whatever happens inside,
+    neither it stays behind nor an empty parent that was made for it."""
+    aside = folder.with_name(f".{folder.name}.part")
+    made = [parent for parent in aside.parents if not parent.exists()]
+    with writing(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            for parent in made:
+                with suppress(OSError):  # it holds what was written
+                    parent.rmdir()
 
 
 def replace_folder(aside: Path, folder: Path) -> None:

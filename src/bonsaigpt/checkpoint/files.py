@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from bonsaigpt.errors import CheckpointError
-from bonsaigpt.files import replace_folder, writing
+from bonsaigpt.files import folder_aside, replace_folder
 
 __all__ = ["Arrays", "Checkpoint", "check", "read", "read_state", "write"]
 
@@ -50,19 +49,13 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OutputError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    aside = folder.with_name(f".{folder.name}.part")
-    with writing(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir(parents=True)
-            _save(aside / MODEL, checkpoint.model)
-            _save(aside / OPTIMIZER, checkpoint.optimizer)
-            (aside / STATE).write_text(json.dumps(checkpoint.state, indent=2), encoding="utf-8")
-            hashes = {name: _sha256(aside / name) for name in (MODEL, OPTIMIZER, STATE)}
-            (aside / MANIFEST).write_text(json.dumps({"format": 1, "sha256": hashes}, indent=2), encoding="utf-8")
-            replace_folder(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    with folder_aside(folder) as aside:
+        _save(aside / MODEL, checkpoint.model)
+        _save(aside / OPTIMIZER, checkpoint.optimizer)
+        (aside / STATE).write_text(json.dumps(checkpoint.state, indent=2), encoding="utf-8")
+        hashes = {name: _sha256(aside / name) for name in (MODEL, OPTIMIZER, STATE)}
+        (aside / MANIFEST).write_text(json.dumps({"format": 1, "sha256": hashes}, indent=2), encoding="utf-8")
+        replace_folder(aside, folder)
 
 
 def read(folder: Path, *, optimizer: bool = True) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bonsaigpt.checkpoint.files import Arrays, Checkpoint
 from bonsaigpt.config import ModelConfig, RunConfig, dump_toml, load_toml, validate
 from bonsaigpt.data.tokenizers import Tokenizer, from_json
 from bonsaigpt.errors import CheckpointError, OutputError, did_you_mean
-from bonsaigpt.files import restore_folders, write_text, writing
+from bonsaigpt.files import folder_aside, replace_folder, restore_folders, write_text, writing
 from bonsaigpt.spec import parameters
 
 __all__ = ["RunDirectory", "check_weights"]
@@ -38,17 +39,12 @@ class RunDirectory:
                 f"{path} exists already: continue it with `bonsai train {path} --resume`, "
                 "or choose another name with --name"
             )
-        run = cls(path)
-        try:
-            with writing(path):
-                path.mkdir(parents=True)
-            write_text(path / "config.toml", dump_toml(config))
-            write_text(path / "tokenizer.json", tokenizer.to_json())
-            write_text(path / "environment.json", json.dumps(environment, indent=2) + "\n")
-        except OutputError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return run
+        with folder_aside(path) as aside:
+            write_text(aside / "config.toml", dump_toml(config))
+            write_text(aside / "tokenizer.json", tokenizer.to_json())
+            write_text(aside / "environment.json", json.dumps(environment, indent=2) + "\n")
+            replace_folder(aside, path)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -59,7 +55,10 @@ class RunDirectory:
         """
         if not (path / "config.toml").is_file():
             if path.is_dir():
-                raise CheckpointError(f"{path} is not a run: it has no config.toml")
+                raise CheckpointError(
+                    f"{path} is not a run (it has no config.toml): give the folder of a run, or of a GPT-2 in Hugging "
+                    "Face's format"
+                )
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise CheckpointError(f"there is no run at {path}.{did_you_mean(path.name, siblings)}")
         return cls(path)
@@ -98,7 +97,7 @@ class RunDirectory:
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint folder, ascending; damaged ones included."""
         names = [p.name for p in self.checkpoints.glob("step-*") if p.is_dir()]
-        return sorted(int(n.removeprefix("step-")) for n in names if n.removeprefix("step-").isdigit())
+        return sorted(int(n.removeprefix("step-")) for n in names if n.removeprefix("step-").isdecimal())
 
     def folder(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -109,9 +108,7 @@ class RunDirectory:
         step = checkpoint.state["step"]
         files.write(self.folder(step), checkpoint)
         best = checkpoint.state["best_step"]
-        write_text(self.checkpoints / "last", f"step-{step:06d}\n")
-        if best == step:
-            write_text(self.checkpoints / "best", f"step-{step:06d}\n")
+        self._point(checkpoint.state)
         for old in self.steps():
             kept = keep_every and old % keep_every == 0
             if old not in (step, best) and not kept:
@@ -120,7 +117,19 @@ class RunDirectory:
     def tidy(self) -> None:
         """Bring back or clear away what a kill in the middle of a write left."""
         if self.checkpoints.is_dir():
-            restore_folders(self.checkpoints)
+            with writing(self.checkpoints):
+                restore_folders(self.checkpoints)
+            for step in reversed(self.steps()):
+                with suppress(CheckpointError):
+                    files.check(self.folder(step))
+                    self._point(files.read_state(self.folder(step)))
+                    break
+
+    def _point(self, state: dict[str, Any]) -> None:
+        """Make `last` and `best` say what the newest checkpoint says: a kill may have come before they were written."""
+        for name, step in (("last", state["step"]), ("best", state["best_step"])):
+            if self.folder(step).is_dir():  # a run whose first evaluation stays the best has no checkpoint of it
+                write_text(self.checkpoints / name, f"{self.folder(step).name}\n")
 
     def load(self, which: str = "", *, optimizer: bool = True) -> Checkpoint:
         """A checkpoint: ``best``, ``last``, a step number, or the default: best, else last.
@@ -139,7 +148,7 @@ class RunDirectory:
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self.path} has no checkpoint yet: train it with `bonsai train {self.path}`")
-        if which.isdigit():
+        if which.isdecimal():
             if int(which) not in steps:
                 raise CheckpointError(f"{self.path} has no checkpoint of step {which}: it has {_words(steps)}")
             return self.folder(int(which))
@@ -150,7 +159,7 @@ class RunDirectory:
         if which != "last":
             try:
                 pointed = self.checkpoints / (self.checkpoints / "best").read_text(encoding="utf-8").strip()
-            except OSError:
+            except (OSError, UnicodeDecodeError):
                 pointed = None
             if pointed is not None and pointed.is_dir():
                 return pointed

@@ -47,13 +47,27 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise BonsaiError(f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)} `bonsai --help` lists them.")
-        return import_module(f"bonsaigpt.cli.{verb}").run(rest)
+        code = import_module(f"bonsaigpt.cli.{verb}").run(rest)
+        sys.stdout.flush()  # a full disk under standard output is known now, not after we have left
+        return code
     except BonsaiError as error:
         print(f"bonsai: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader has gone, e.g. `bonsai recipes list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:  # what no verb foresaw: standard output on a full disk, a path too long, ...
+        print(f"bonsai: {error}. Check the disk, the path and its permissions.", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_output()
+        return 2
     except KeyboardInterrupt:
         print("bonsai: stopped", file=sys.stderr)
         return 130
+
+
+def _discard_output() -> None:
+    """Nobody can take what is still buffered for standard output; without this Python would try again and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

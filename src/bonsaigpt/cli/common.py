@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import create_model
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich_argparse import RawDescriptionRichHelpFormatter
@@ -20,7 +20,7 @@ from bonsaigpt.checkpoint import Arrays, RunDirectory
 from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.tokenizers import BpeTokenizer, Tokenizer
 from bonsaigpt.engines import Engine, load_engine
-from bonsaigpt.errors import BonsaiError, CheckpointError, did_you_mean
+from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
 from bonsaigpt.interop import is_gpt2_folder, read_gpt2
 
 __all__ = [
@@ -83,8 +83,11 @@ class _Flags(BaseSettings):
 
 def settings(source: CliSettingsSource[Any], argv: list[str]) -> dict[str, Any]:
     """The settings given as flags, as nested dictionaries; nothing that was not given."""
-    source(args=argv)
-    return source()
+    try:
+        source(args=argv)
+        return source()
+    except SettingsError as error:
+        raise ConfigError(f"{error}: give single settings instead of a section, e.g. --model.n_layer 4.") from None
 
 
 def runs_folder(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +111,13 @@ def runs_folder(parser: argparse.ArgumentParser) -> None:
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Add --device and --threads, for verbs without settings."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no count: use 0 or more")
+    return int(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from bonsaigpt.cli.common import Parser, add_placement, open_model, progress_bar, runs_folder
 from bonsaigpt.errors import GenerateError
@@ -60,15 +61,15 @@ def run(argv: list[str]) -> int:
     errors = Console(stderr=True)
     began = time.perf_counter()
     streamed = arguments.samples == 1
-    if streamed:
-        print(prompt, end="", flush=True)
+    unwritten = prompt if streamed else ""  # it goes out with the first piece: what is refused writes nothing
     with progress_bar(errors) as advance:
         made = 0
 
         def on_text(row: int, piece: str) -> None:
-            nonlocal made
+            nonlocal made, unwritten
             if streamed:
-                print(piece, end="", flush=True)
+                print(unwritten + piece, end="", flush=True)
+                unwritten = ""
             elif row == 0:
                 made += 1
                 advance(f"{arguments.samples} samples", made, arguments.tokens)
@@ -86,13 +87,13 @@ def run(argv: list[str]) -> int:
             on_text=on_text,
         )
     if streamed:
-        print()
+        print(unwritten)
     else:
         for number, text in enumerate(texts, start=1):
             print(f"--- {number} ---\n{prompt}{text}")
     seconds = time.perf_counter() - began
     total = arguments.tokens * arguments.samples
-    errors.print(f"[dim]{opened.label}: {total} tokens, {total / seconds:.0f} tokens/s[/]", highlight=False)
+    errors.print(f"[dim]{escape(opened.label)}: {total} tokens, {total / seconds:.0f} tokens/s[/]", highlight=False)
     return 0
 
 
@@ -102,18 +103,19 @@ def read_prompt(prompt: str) -> str:
     Raises:
         GenerateError: the file is missing, empty or not UTF-8.
     """
-    if prompt == "-":
-        text, where = sys.stdin.read(), "standard input"
-    elif prompt.startswith("@"):
-        where = prompt[1:]
-        try:
+    where = "standard input" if prompt == "-" else prompt[1:] if prompt.startswith("@") else "--prompt"
+    try:
+        if prompt == "-":
+            text = sys.stdin.read()
+        elif prompt.startswith("@"):
             text = Path(where).expanduser().read_text(encoding="utf-8")
-        except OSError as error:
-            raise GenerateError(f"the prompt file {where} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise GenerateError(f"the prompt file {where} is not UTF-8 text") from None
-    else:
-        text, where = prompt, "--prompt"
+        else:
+            text = prompt
+        text.encode("utf-8")  # in some locales Python lets through what is no UTF-8, as lone surrogates
+    except OSError as error:
+        raise GenerateError(f"the prompt file {where} cannot be read: {error.strerror}. Check the path.") from None
+    except UnicodeError:
+        raise GenerateError(f"the prompt from {where} is not UTF-8 text: convert it, e.g. with iconv.") from None
     if not text:
         raise GenerateError(f"the prompt from {where} is empty: give at least one character")
     return text

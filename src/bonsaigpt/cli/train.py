@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from bonsaigpt import __version__, recipes
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> int:
     overrides = settings(source, argv)
     console = Console(stderr=False)
 
-    folder = _as_run(arguments.recipe, arguments.runs)
+    folder = _as_run(arguments.recipe, arguments.runs, resume=arguments.resume)
     if arguments.resume:
         if folder is None:
             raise ConfigError(f"--resume needs the folder of a run, and {arguments.recipe} is none.")
@@ -77,27 +78,30 @@ def _start(
 ) -> tuple[RunDirectory, int]:
     if folder is not None:
         config = _with(RunDirectory.open(folder).config, overrides)
-        name = arguments.name or folder.name
+        name = folder.name
     else:
         config = recipes.load(arguments.recipe, overrides)
-        name = arguments.name or Path(arguments.recipe).stem
+        name = Path(arguments.recipe).stem
+    if arguments.name is not None:
+        name = arguments.name
+    if name in ("", ".", "..") or "@" in name or Path(name).name != name:
+        raise ConfigError(f"a run cannot be named '{name}': choose the name of one folder, without @, with --name.")
     target = arguments.runs / name
     if target.exists():  # before the data is prepared: nothing is worse than a refusal after a long wait
         RunDirectory.create(target, config, tokenizer=None, environment={})  # type: ignore[arg-type]
     engine = load_engine(
         "torch", device=config.train.device, precision=config.train.precision, threads=config.train.threads
     )
-    config, source = _open_data(config, arguments.corpora, console)
-    init = None
-    if arguments.init:
-        opened = open_model(arguments.init, runs=arguments.runs)
+    opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
+    source = _open_data(config, arguments.corpora, console)
+    config = _with_vocabulary(config, source)
+    if opened is not None:
         check_weights(opened.weights, config.model, origin=opened.label)
         if opened.tokenizer.to_json() != source.tokenizer.to_json():
             raise CheckpointError(
                 f"{opened.label} was trained with another tokenizer than this data has, so its ids mean other text: "
                 "train on the same data, or without --init"
             )
-        init = opened.weights
     environment = _environment(engine.describe(), source, argv)
     listeners = _listeners(config, console)
     run_directory = RunDirectory.create(target, config, source.tokenizer, environment)
@@ -108,7 +112,7 @@ def _start(
         run=run_directory,
         environment=environment,
         listeners=listeners,
-        init=init,
+        init=opened.weights if opened is not None else None,
     )
     return run_directory, _exit_code(outcome.reason)
 
@@ -121,20 +125,22 @@ def _resume(
     old = run_directory.config
     config = _with(old, overrides)
     for change in changes(old, config):
-        console.print(f"[yellow]changed[/] {change}", highlight=False)
-    engine = load_engine(
-        "torch", device=config.train.device, precision=config.train.precision, threads=config.train.threads
-    )
-    config, source = _open_data(config, arguments.corpora, console)
+        console.print(f"[yellow]changed[/] {escape(change)}", highlight=False)
+    tokenizer = run_directory.tokenizer
     checkpoint: Checkpoint | None = None
     if run_directory.steps():  # killed before the first checkpoint, a run resumes from its beginning
         checkpoint = run_directory.load("last")
-        check_data(checkpoint, source)
         if checkpoint.state["step"] >= config.train.steps:
             raise ConfigError(
                 f"{folder} has done all of its {checkpoint.state['step']} steps: "
                 f"give more, e.g. --train.steps {2 * checkpoint.state['step']}"
             )
+    engine = load_engine(
+        "torch", device=config.train.device, precision=config.train.precision, threads=config.train.threads
+    )
+    source = _open_data(config, arguments.corpora, console)
+    trained_on = checkpoint.state if checkpoint is not None else run_directory.environment
+    check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
     environment = _environment(engine.describe(), source, argv)
     if config != old:
         write_text(folder / "config.toml", dump_toml(config))
@@ -150,35 +156,38 @@ def _resume(
     return run_directory, _exit_code(outcome.reason)
 
 
-def _as_run(recipe: str, runs: Path) -> Path | None:
-    """The run's folder, if the argument means one."""
+def _as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
+    """The run's folder, if the argument means one; a recipe of the same name is meant first, unless to resume."""
     path = Path(recipe).expanduser()
     if path.is_dir() or (path.suffix != ".toml" and len(path.parts) > 1):
         return path
-    return runs / recipe if recipe not in recipes.names() and (runs / recipe).is_dir() else None
+    return runs / recipe if (resume or recipe not in recipes.names()) and (runs / recipe).is_dir() else None
 
 
 def _with(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
 
 
-def _open_data(config: RunConfig, corpora: Path, console: Console) -> tuple[RunConfig, BatchSource]:
-    """The data, and the configuration with the vocabulary that it turned out to have."""
+def _open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:
     with progress_bar(console) as advance:
-        source = open_source(
+        return open_source(
             config,
             corpora,
-            say=lambda line: console.print(f"[dim]{line}[/]", highlight=False),
+            say=lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False),
             advance=advance,
         )
+
+
+def _with_vocabulary(config: RunConfig, source: BatchSource) -> RunConfig:
+    """The configuration with the vocabulary that the data turned out to have."""
     size = source.tokenizer.vocab_size
     if config.model.vocab_size is None:
-        config = derive(config, model={"vocab_size": size})
-    elif config.model.vocab_size < size:
+        return derive(config, model={"vocab_size": size})
+    if config.model.vocab_size < size:
         raise ConfigError(
             f"model.vocab_size = {config.model.vocab_size} is smaller than the tokenizer's {size} tokens: leave it out"
         )
-    return config, source
+    return config
 
 
 def _listeners(config: RunConfig, console: Console) -> list[Listener]:

@@ -118,6 +118,12 @@ def split_documents(found: list[Document], config: TextData) -> tuple[list[Docum
     cuts = [int(len(d.text) * (1 - fraction)) for d in found]
     train = [Document(d.name, d.text[:cut]) for d, cut in zip(found, cuts, strict=True) if cut]
     val = [Document(d.name, d.text[cut:]) for d, cut in zip(found, cuts, strict=True) if cut < len(d.text)]
+    if not (train and val):
+        length = sum(len(d.text) for d in found)
+        raise DataError(
+            f"the text has {length} character{'s' * (length != 1)}: too short to hold out {fraction:.0%} of it. "
+            "Give more text."
+        )
     return train, val, f"the last {fraction:.0%} of each document validates"
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bonsaigpt.data.tokenizers import Tokenizer, from_json, smallest_dtype
-from bonsaigpt.errors import DataError
-from bonsaigpt.files import replace_folder, writing
+from bonsaigpt.errors import CheckpointError, DataError
+from bonsaigpt.files import folder_aside, replace_folder, writing
 
 __all__ = ["Corpus", "CorpusWriter", "ShardInfo", "open_corpus"]
 
@@ -69,17 +70,16 @@ class CorpusWriter:
         self.folder = folder
         self.tokenizer = tokenizer
         self.dtype = smallest_dtype(tokenizer.vocab_size)
-        self._aside = folder.with_name(f".{folder.name}.part")
         self._shards: list[ShardInfo] = []
 
     def __enter__(self) -> CorpusWriter:
-        with writing(self._aside):
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._aside.mkdir(parents=True)
+        with ExitStack() as stack:
+            self._aside = stack.enter_context(folder_aside(self.folder))
+            self._cleanup = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+    def __exit__(self, *exception: Any) -> None:
+        self._cleanup.__exit__(*exception)
 
     def write(self, split: str, pieces: Iterable[np.ndarray]) -> None:
         """Write one split's ids, piece by piece, as one shard."""
@@ -161,6 +161,6 @@ def open_corpus(folder: Path, *, verify: bool = False) -> Corpus:
                 raise DataError(f"{path} has {size} bytes, corpus.json says {shard.tokens} tokens: delete {folder}")
             if verify and hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
                 raise DataError(f"{path} was changed since it was written: delete {folder} to prepare it anew")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
         raise DataError(f"{folder} is not a whole corpus ({error}): delete it to prepare it anew") from None
     return corpus

@@ -135,7 +135,7 @@ class CharTokenizer(_Base):
             codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
         else:
             codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
-        ids = self._table[np.minimum(codes, self._table.size - 1)]
+        ids = self._table[np.minimum(codes, np.uint32(self._table.size - 1))]
         if ids.size and ids.min() < 0:
             raise self._unknown(text, int(np.argmin(ids)))
         return ids.astype(smallest_dtype(self.vocab_size))
@@ -219,7 +219,7 @@ class BpeTokenizer(_Base):
     def from_gpt2_files(cls, path: Path) -> BpeTokenizer:
         """GPT-2's own vocabulary and merges, or any byte-level ``tokenizer.json``."""
         if path.suffix == ".json" and path.is_file():
-            return cls(_parse_hf(path.read_text(encoding="utf-8"), origin=str(path)))
+            return cls(_parse_hf(path.read_bytes(), origin=str(path)))
         if (path / "tokenizer.json").is_file():
             return cls.from_gpt2_files(path / "tokenizer.json")
         for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
@@ -264,7 +264,7 @@ def from_json(text: str, *, origin: str) -> Tokenizer:
         if kind == "bytes":
             return ByteTokenizer()
         if kind == "bpe":
-            return BpeTokenizer(_parse_hf(json.dumps(data.get("tokenizer", data)), origin=origin))
+            return BpeTokenizer(_parse_hf(json.dumps(data.get("tokenizer", data)).encode(), origin=origin))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{origin} is no tokenizer of ours or it is damaged ({error}): restore it") from None
     raise CheckpointError(f"{origin} has a tokenizer of unknown kind {kind!r}: it is from another version or program")
@@ -278,11 +278,18 @@ def _gpt2_pipeline(model: Any) -> HFTokenizer:
     return tokenizer
 
 
-def _parse_hf(text: str, *, origin: str) -> HFTokenizer:
+def _parse_hf(raw: bytes, *, origin: str) -> HFTokenizer:
     try:
-        return HFTokenizer.from_str(text)
+        tokenizer = HFTokenizer.from_buffer(raw)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{origin} is not a tokenizer.json that `tokenizers` can read: {error}") from None
+    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if not set().union(*(vocabulary.keys() - special)) <= _byte_alphabet().keys():
+        raise CheckpointError(f"{origin} is not byte-level as GPT-2's tokenizer is: only such ones can be used")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise CheckpointError(f"the token ids of {origin} have gaps: only a vocabulary of 0, 1, 2, ... can be used")
+    return tokenizer
 
 
 def _byte_alphabet() -> dict[str, int]:

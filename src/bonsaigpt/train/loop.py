@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +57,11 @@ def train(
         init: weights to start from; the optimizer and the step count start afresh.
         resume: a checkpoint to go on from, optimizer, step count and all.
     """
-    with Interrupt() as interrupt:
-        try:
-            trainer = _Trainer(config, engine, source, run, listeners, init, resume)
-            return trainer.run_through(interrupt, environment)
-        finally:
-            for listener in listeners:
-                listener.close()
+    with Interrupt() as interrupt, ExitStack() as closing:
+        for listener in listeners:
+            closing.callback(listener.close)
+        trainer = _Trainer(config, engine, source, run, listeners, init, resume)
+        return trainer.run_through(interrupt, environment)
 
 
 class _Trainer:
@@ -95,6 +94,7 @@ class _Trainer:
             self.best_loss, self.best_step = saved["best_loss"], saved["best_step"]
             self.state = engine.restore(config, resume.model, resume.optimizer, step=self.step)
         self.saved_step = self.step if resume is not None else -1
+        self.seed_makes_start = init is None
 
     def run_through(self, interrupt: Interrupt, environment: dict[str, Any]) -> Outcome:
         """All steps that are left."""
@@ -162,7 +162,7 @@ class _Trainer:
         is_best = evaluation.loss < self.best_loss
         if is_best:
             self.best_loss, self.best_step = evaluation.loss, self.step
-        if self.step > 0:
+        if self.step > 0 or not self.seed_makes_start:  # the weights of another run cannot be made again
             self._save()  # before any listener may fail
         self._tell(
             "on_eval",

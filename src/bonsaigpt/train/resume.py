@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bonsaigpt.checkpoint import Checkpoint
 from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.recipes import flatten
 
@@ -36,9 +36,9 @@ def changes(old: RunConfig, new: RunConfig) -> list[str]:
     return words
 
 
-def check_data(checkpoint: Checkpoint, source: BatchSource) -> None:
-    """Raise ``CheckpointError`` if the data is not what the checkpoint was trained on."""
-    if checkpoint.state["data"] != source.fingerprint:
+def check_data(fingerprint: str, tokenizer: Tokenizer, source: BatchSource) -> None:
+    """Raise ``CheckpointError`` if the data is not what a run of this fingerprint and tokenizer was trained on."""
+    if fingerprint != source.fingerprint or tokenizer.to_json() != source.tokenizer.to_json():
         raise CheckpointError(
             "the data is not what this run was trained on (its fingerprint differs): restore the text, or start a "
             "new run from these weights with --init"

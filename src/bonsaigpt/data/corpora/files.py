@@ -16,7 +16,12 @@ def documents(config: FilesData) -> list[Document]:
         raise DataError(f"{root} does not exist: check --data.path.")
     if root.is_file():
         return [read_document(root)]
-    paths = sorted(p for p in root.glob(config.pattern) if p.is_file())
+    try:
+        paths = sorted(p for p in root.glob(config.pattern) if p.is_file())
+    except (ValueError, NotImplementedError) as error:  # pathlib's words for a pattern that is empty or absolute
+        raise DataError(
+            f"'{config.pattern}' is no pattern for files below {root} ({error}): set --data.pattern, e.g. '**/*.md'."
+        ) from None
     if not paths:
         raise DataError(f"no file below {root} matches '{config.pattern}': set --data.pattern, e.g. '**/*.md'.")
     found = [read_document(p, name=p.relative_to(root).as_posix()) for p in paths if p.stat().st_size]

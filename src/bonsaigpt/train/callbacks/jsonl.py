@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +37,8 @@ class JsonLines(Callback):
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # each line was flushed when written; what is left was refused then, and said so
+                self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from bonsaigpt.errors import BonsaiError
@@ -29,7 +30,7 @@ class Samples(Callback):
         try:
             text = self._prompt + event.write(self._prompt, self._tokens)
         except BonsaiError as error:  # a prompt that cannot be encoded must not end a training run
-            self._console.print(f"[yellow]no sample: {error}[/]", highlight=False)
+            self._console.print(f"[yellow]no sample: {escape(str(error))}[/]", highlight=False)
             return
         write_text(self._folder / f"step-{event.step:06d}.txt", text)
         shown = "\n".join(text.strip().splitlines()[:4])

@@ -1,0 +1,324 @@
+"""The two sides of a comparison, each in a process of its own: this project, and an unmodified nanoGPT checkout.
+
+Own processes, so that neither inherits what the other does to its process (memory allocator, thread pool). Only one
+works at a time: the parent waits for its answer before it asks the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import multiprocessing
+import sys
+import time
+import traceback
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from bonsaigpt.checkpoint import Arrays
+from bonsaigpt.config import CosineSchedule, RunConfig, TextData, derive
+from bonsaigpt.data.batches import Batch, TokenBatches
+from bonsaigpt.data.corpora import documents
+from bonsaigpt.data.prepare import open_source
+from bonsaigpt.engines import load_engine
+from bonsaigpt.errors import BonsaiError, DataError
+from bonsaigpt.spec import parameter_count
+from bonsaigpt.torch_engine.model import load_weights, weights
+from bonsaigpt.train.schedule import learning_rate
+
+__all__ = ["SIDES", "Remote", "Setup", "add_flags", "check_nanogpt", "start", "text_overrides"]
+
+SIDES = ("ours", "nanogpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All that a side needs to know."""
+
+    config: RunConfig
+    folder: Path
+    """Scratch folder: our shards, and nanoGPT's train.bin and val.bin."""
+    nanogpt: Path
+    threads: int
+    """CPU threads of each process; 0 means as many as torch chooses."""
+
+
+class Side(Protocol):
+    """What the parent may ask of a side."""
+
+    def parameters(self) -> int:
+        """Number of trained values, tied ones once."""
+        ...
+
+    def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
+        """Mean loss in nats of these weights on one batch, and the norm of its gradient, by the side's own code."""
+        ...
+
+    def advance(self, steps: int) -> float:
+        """Train on; seconds that it took."""
+        ...
+
+    def weights(self) -> Arrays:
+        """The weights of this moment."""
+        ...
+
+
+class Ours:
+    """This project: the calls of the training loop, without its listeners."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.config = setup.config
+        train = self.config.train
+        self.engine = load_engine("torch", device="cpu", precision="fp32", threads=setup.threads)
+        self.source = open_source(self.config, setup.folder)
+        self.state = self.engine.init(self.config)
+        self.log_interval, self.step = train.log_interval, 0
+
+    def parameters(self) -> int:
+        return parameter_count(self.config.model)
+
+    def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
+        state = self.engine.init(self.config, values)
+        batch = Batch(tokens_BT=tokens_BT, targets_BT=targets_BT, count=targets_BT.size)
+        metrics = self.engine.step(state, batch, config=self.config, lr=0.0, step=0).host()
+        return metrics["loss"], metrics["grad_norm"]
+
+    def advance(self, steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            lr = learning_rate(self.config, self.step)
+            batch = self.source.batch_at(self.step)
+            metrics = self.engine.step(self.state, batch, config=self.config, lr=lr, step=self.step)
+            self.step += 1
+            if self.step % self.log_interval == 0:
+                metrics.host()
+        return time.perf_counter() - began
+
+    def weights(self) -> Arrays:
+        return self.engine.arrays(self.state)[0]
+
+
+class NanoGPT:
+    """nanoGPT's own model and optimizer from its model.py, in the loop of its train.py (fp32, no compile, CPU)."""
+
+    def __init__(self, setup: Setup) -> None:
+        if setup.threads:
+            torch.set_num_threads(setup.threads)
+        model, optim, train = setup.config.model, setup.config.optim, setup.config.train
+        assert isinstance(optim.schedule, CosineSchedule)
+        self.bins = setup.folder
+        self.block_size, self.batch_size, self.log_interval = model.block_size, train.batch_size, train.log_interval
+        self.peak, self.grad_clip = optim.lr, optim.grad_clip
+        self.floor, self.warmup, self.decay_steps = optim.lr * optim.schedule.final, optim.schedule.warmup, train.steps
+        torch.manual_seed(setup.config.seed)
+        file = _load_model_file(setup.nanogpt)
+        with redirect_stdout(sys.stderr):  # it prints what it makes; stdout is for the figures
+            self.model = file.GPT(
+                file.GPTConfig(
+                    n_layer=model.n_layer,
+                    n_head=model.n_head,
+                    n_embd=model.n_embd,
+                    block_size=model.block_size,
+                    vocab_size=model.vocabulary,
+                    bias=model.bias,
+                    dropout=model.dropout,
+                )
+            )
+            self.optimizer = self.model.configure_optimizers(
+                optim.weight_decay, optim.lr, (optim.beta1, optim.beta2), "cpu"
+            )
+        self.model.train()
+        self.step = 0
+        self.ahead = self.get_batch()
+
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
+        before = weights(self.model)
+        load_weights(self.model, values.items())
+        _, loss = self.model(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), float("inf"))
+        self.optimizer.zero_grad(set_to_none=True)
+        load_weights(self.model, before.items())
+        return loss.item(), norm.item()
+
+    def get_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As its train.py draws one: a fresh memory map each time, windows with replacement, rows stacked."""
+        data = np.memmap(self.bins / "train.bin", dtype=np.uint16, mode="r")
+        T = self.block_size
+        starts = torch.randint(len(data) - T, (self.batch_size,))
+        x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
+        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+        return x, y
+
+    def learning_rate(self) -> float:
+        """Warmup, then half a cosine, then the floor."""
+        if self.step < self.warmup:
+            return self.peak * (self.step + 1) / (self.warmup + 1)
+        if self.step > self.decay_steps:
+            return self.floor
+        progress = (self.step - self.warmup) / (self.decay_steps - self.warmup)
+        return self.floor + 0.5 * (1.0 + math.cos(math.pi * progress)) * (self.peak - self.floor)
+
+    def advance(self, steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            lr = self.learning_rate()
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            _, loss = self.model(*self.ahead)
+            self.ahead = self.get_batch()  # its train.py fetches here, between forward and backward
+            loss.backward()
+            if self.grad_clip:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            if self.step % self.log_interval == 0:
+                loss.item()
+        return time.perf_counter() - began
+
+    def weights(self) -> Arrays:
+        return weights(self.model)  # names and shapes are nanoGPT's in both
+
+
+class Remote:
+    """A side in a process of its own."""
+
+    def __init__(self, name: str, setup: Setup) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, setup), daemon=True)
+        self._process.start()
+        theirs.close()  # or the pipe would stay open when the process dies
+        self._answer()
+
+    def parameters(self) -> int:
+        return self._ask("parameters")
+
+    def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
+        return self._ask("gradient", values, tokens_BT, targets_BT)
+
+    def advance(self, steps: int) -> float:
+        return self._ask("advance", steps)
+
+    def weights(self) -> Arrays:
+        return self._ask("weights")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+
+    def _ask(self, method: str, *arguments: object) -> Any:
+        self._pipe.send((method, arguments))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            error, value = self._pipe.recv()
+        except EOFError:
+            raise BonsaiError("a benchmark process was killed (out of memory?): free some memory") from None
+        if error:
+            raise BonsaiError(f"a benchmark process failed:\n{error}")
+        return value
+
+
+def _serve(pipe: Connection, name: str, setup: Setup) -> None:
+    """The child: make the side, then answer one question after the other."""
+    try:
+        side: Side = Ours(setup) if name == "ours" else NanoGPT(setup)
+        pipe.send((None, None))
+        while True:
+            method, arguments = pipe.recv()
+            pipe.send((None, getattr(side, method)(*arguments)))
+    except (EOFError, KeyboardInterrupt):
+        return  # the parent is gone, or was interrupted and says so itself
+    except Exception:
+        pipe.send((traceback.format_exc(), None))
+
+
+def start(config: RunConfig, folder: Path, *, nanogpt: Path, threads: int) -> tuple[RunConfig, dict[str, Remote]]:
+    """Both sides on the same tokens, checked to be the same model; and the configuration with its vocabulary.
+
+    Raises:
+        DataError: the sides differ in their tokens, their number of parameters, their loss or their gradient.
+    """
+    source = open_source(config, folder)
+    assert isinstance(source, TokenBatches)
+    config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
+    _write_bins(config, folder, source)
+    setup = Setup(config=config, folder=folder, nanogpt=nanogpt, threads=threads)
+    sides = {name: Remote(name, setup) for name in SIDES}
+    counts = {name: side.parameters() for name, side in sides.items()}
+    if len(set(counts.values())) != 1:
+        raise DataError(f"the models differ in their number of parameters, {counts}: nothing to compare")
+    batch, values = source.batch_at(0), sides["ours"].weights()
+    first, second = (side.gradient(values, batch.tokens_BT, batch.targets_BT) for side in sides.values())
+    if not np.allclose(first, second, rtol=1e-5, atol=0):
+        raise DataError(f"the same weights give (loss, gradient norm) {first} and {second}: nothing to compare")
+    return config, sides
+
+
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add --nanogpt, --text and --threads."""
+    flags.add_argument("--nanogpt", type=Path, required=True, metavar="PATH", help="a checkout of nanoGPT")
+    flags.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to train on (default: tinyshakespeare.txt in this folder)"
+    )
+    flags.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses (default: 0)")
+
+
+def text_overrides(text: Path | None) -> dict[str, Any]:
+    """Settings that make recipe `shakespeare-char` read a file, in nanoGPT's order and split."""
+    if text is None:
+        return {}
+    return {"data": {"kind": "files", "path": str(text), "order": "random", "split": "tail"}}
+
+
+def check_nanogpt(path: Path) -> Path:
+    """The checkout, if it is one.
+
+    Raises:
+        DataError: no model.py there.
+    """
+    path = path.expanduser().resolve()
+    if not (path / "model.py").is_file():
+        raise DataError(
+            f"{path} has no model.py: clone nanoGPT (https://github.com/karpathy/nanoGPT) and give its path, "
+            "--nanogpt PATH."
+        )
+    return path
+
+
+def _load_model_file(nanogpt: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location("nanogpt_model", nanogpt / "model.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    specification.loader.exec_module(module)
+    return module
+
+
+def _write_bins(config: RunConfig, folder: Path, source: TokenBatches) -> None:
+    """train.bin and val.bin as nanoGPT's prepare.py makes them, and a check that ours are the same tokens."""
+    assert isinstance(config.data, TextData)
+    text = "".join(document.text for document in documents(config.data))
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    ids = np.unique(codes, return_inverse=True)[1].astype(np.uint16)  # ids in the order of the code points
+    cut = int(len(ids) * 0.9)
+    for name, theirs, ours in (("train", ids[:cut], source.train), ("val", ids[cut:], source.val)):
+        if not np.array_equal(theirs, ours):
+            raise DataError(f"the {name} tokens differ: give one text file that has line breaks, --text FILE")
+        theirs.tofile(folder / f"{name}.bin")

@@ -1,0 +1,201 @@
+"""The GPT's configuration: sizes, and one tagged union for each part of a block."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bonsaigpt.config.base import Config
+from bonsaigpt.errors import ConfigError
+
+__all__ = [
+    "PRESETS",
+    "GeluMLP",
+    "LayerNorm",
+    "LearnedPosition",
+    "ModelConfig",
+    "NoPosition",
+    "RMSNorm",
+    "ReLU2MLP",
+    "RopePosition",
+    "SoftmaxAttention",
+    "SwiGLUMLP",
+]
+
+
+class SoftmaxAttention(Config):
+    """Causal multi-head attention (Vaswani et al. 2017), with grouped queries (Ainslie et al. 2023) if asked."""
+
+    kind: Literal["softmax"] = "softmax"
+    """Which attention."""
+    n_kv_head: int | None = Field(default=None, ge=1)
+    """Key/value heads, shared by groups of query heads; none means n_head (1 is multi-query attention)."""
+    qk_norm: bool = False
+    """RMS-normalise each query and key head before the positions are applied (Dehghani et al. 2023)."""
+
+
+class GeluMLP(Config):
+    """GPT-2's MLP: linear, GELU, linear."""
+
+    kind: Literal["gelu"] = "gelu"
+    """Which MLP."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Hidden units; none means 4 * n_embd (swiglu: 8/3 * n_embd, up to a multiple of 16)."""
+    approximate: Literal["none", "tanh"] = "none"
+    """GELU exactly, or by OpenAI's tanh formula; checkpoints of GPT-2 use tanh."""
+
+
+class SwiGLUMLP(Config):
+    """Gated MLP, SwiGLU (Shazeer 2020): silu(x W_gate) * (x W_fc), then W_proj."""
+
+    kind: Literal["swiglu"] = "swiglu"
+    """Which MLP."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Hidden units; none means 8/3 * n_embd, up to a multiple of 16: as many weights as gelu's default."""
+
+
+class ReLU2MLP(Config):
+    """Linear, squared ReLU (So et al. 2021, Primer), linear."""
+
+    kind: Literal["relu2"] = "relu2"
+    """Which MLP."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Hidden units; none means 4 * n_embd."""
+
+
+class LearnedPosition(Config):
+    """One trained vector for each position, added to the token's (GPT-2)."""
+
+    kind: Literal["learned"] = "learned"
+    """Which positions."""
+
+
+class RopePosition(Config):
+    """Rotary positions (Su et al. 2021): queries and keys are turned by angles that grow with the position."""
+
+    kind: Literal["rope"] = "rope"
+    """Which positions."""
+    theta: float = Field(default=10000.0, gt=1.0)
+    """Base of the wavelengths, in positions."""
+
+
+class NoPosition(Config):
+    """No positions at all: the causal mask alone tells the order (Kazemnejad et al. 2023)."""
+
+    kind: Literal["none"] = "none"
+    """Which positions."""
+
+
+class LayerNorm(Config):
+    """Layer normalisation (Ba et al. 2016) with a scale, and a bias where model.bias is true."""
+
+    kind: Literal["layernorm"] = "layernorm"
+    """Which normalisation."""
+    eps: float = Field(default=1e-5, gt=0.0)
+    """Added to the variance."""
+
+
+class RMSNorm(Config):
+    """Root-mean-square normalisation (Zhang and Sennrich 2019) with a scale."""
+
+    kind: Literal["rmsnorm"] = "rmsnorm"
+    """Which normalisation."""
+    eps: float = Field(default=1e-5, gt=0.0)
+    """Added to the mean square."""
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "gpt-nano": {"n_layer": 3, "n_head": 3, "n_embd": 48},
+    "gpt-micro": {"n_layer": 4, "n_head": 4, "n_embd": 128},
+    "gpt-mini": {"n_layer": 6, "n_head": 6, "n_embd": 192},
+    "baby": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "block_size": 1024},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "block_size": 1024},
+}
+"""Sizes by name: minGPT's three small ones, nanoGPT's baby, and the four of GPT-2."""
+
+
+class ModelConfig(Config):
+    """The GPT itself: GPT-2's blocks by default, each part a switch."""
+
+    preset: Literal[
+        "gpt-nano", "gpt-micro", "gpt-mini", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", None
+    ] = None
+    """A size by name; fields that are given as well win over it."""
+    n_layer: int = Field(default=4, ge=1)
+    """Transformer blocks."""
+    n_head: int = Field(default=4, ge=1)
+    """Query heads of each attention."""
+    n_embd: int = Field(default=128, ge=1)
+    """Width of the residual stream; divisible by n_head."""
+    block_size: int = Field(default=64, ge=1)
+    """Longest context, in tokens."""
+    vocab_size: int | None = Field(default=None, ge=1)
+    """Size of the vocabulary; none means the tokenizer's."""
+    bias: bool = False
+    """Biases in the linear maps and LayerNorms, as GPT-2 has."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability of dropping an activation while training (embeddings, attention, residual branches)."""
+    tie_embeddings: bool = True
+    """The output head reads the token embedding's matrix instead of one of its own."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Normalise the input of each branch (GPT-2), or the sum after it (GPT-1; trains worse, see the handbook)."""
+    attention: SoftmaxAttention = SoftmaxAttention()
+    mlp: Annotated[GeluMLP | SwiGLUMLP | ReLU2MLP, Field(discriminator="kind")] = GeluMLP()
+    position: Annotated[LearnedPosition | RopePosition | NoPosition, Field(discriminator="kind")] = LearnedPosition()
+    norm: Annotated[LayerNorm | RMSNorm, Field(discriminator="kind")] = LayerNorm()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("preset"), str):
+            return PRESETS.get(data["preset"], {}) | data
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.n_embd % self.n_head:
+            below = self.n_embd - self.n_embd % self.n_head
+            near = " or ".join(str(n) for n in (below, below + self.n_head) if n)
+            raise ValueError(
+                f"model.n_embd = {self.n_embd} is not divisible by model.n_head = {self.n_head}: use {near}"
+            )
+        if self.n_head % self.n_kv_head:
+            divisors = [d for d in range(1, self.n_head + 1) if self.n_head % d == 0]
+            raise ValueError(
+                f"model.attention.n_kv_head = {self.n_kv_head} does not divide model.n_head = {self.n_head}: "
+                f"use one of {divisors}"
+            )
+        if self.position.kind == "rope" and self.head_width % 2:
+            raise ValueError(
+                f"rope turns pairs of channels, but a head has {self.head_width} (model.n_embd / model.n_head): "
+                "choose them so that it is even"
+            )
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """K: channels of one head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def n_kv_head(self) -> int:
+        """G: key/value heads."""
+        return self.attention.n_kv_head or self.n_head
+
+    @property
+    def hidden(self) -> int:
+        """F: hidden units of each MLP."""
+        if self.mlp.hidden is not None:
+            return self.mlp.hidden
+        return -(-8 * self.n_embd // 3 // 16) * 16 if self.mlp.kind == "swiglu" else 4 * self.n_embd
+
+    @property
+    def vocabulary(self) -> int:
+        """V, once it is known: a model cannot be built before."""
+        if self.vocab_size is None:
+            raise ConfigError("model.vocab_size is not set: give it, or train on data, whose tokenizer sets it")
+        return self.vocab_size

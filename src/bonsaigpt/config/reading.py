@@ -1,0 +1,93 @@
+"""Dictionaries and TOML to a checked configuration and back; what is wrong with one, in a sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from bonsaigpt.config.base import Config
+from bonsaigpt.config.run import RunConfig
+from bonsaigpt.errors import ConfigError, did_you_mean
+
+__all__ = ["derive", "dump_toml", "load_toml", "setting_names", "validate"]
+
+
+def validate(data: dict[str, Any], *, origin: str) -> RunConfig:
+    """Make a ``RunConfig`` from nested dictionaries; ``origin`` says in errors where they came from.
+
+    Raises:
+        ConfigError: names the setting, what is wrong with it, and the remedy.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(" ".join(_explain(e, origin) for e in error.errors())) from None
+
+
+def derive(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """A copy with some fields changed, checked again: ``derive(config, model={"vocab_size": 65})``."""
+    data = config.model_dump(exclude_none=True)
+    for section, changes in sections.items():
+        data[section] = data[section] | changes
+    return validate(data, origin="the derived configuration")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file; errors name the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. `bonsai recipes show NAME` prints one.") from None
+
+
+def dump_toml(config: Config) -> str:
+    """The whole configuration as TOML. Unset optional fields are left out: absent means unset, so it replays."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def setting_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """The dotted names of all settings, members of unions included, e.g. ``model.mlp.hidden``."""
+    names: dict[str, None] = {}
+    for name, field in model.model_fields.items():
+        members = [t for t in _members(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
+        names[prefix + name] = None
+        for member in members:
+            names.update(dict.fromkeys(setting_names(member, f"{prefix}{name}.")))
+    return list(names)
+
+
+def _members(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", None)
+    return [m for a in arguments for m in _members(a)] if arguments else [annotation]
+
+
+def _explain(error: Any, origin: str) -> str:
+    """One sentence for one of pydantic's errors."""
+    # The tag of a union ('model', 'mlp', 'swiglu', 'hidden') is no part of the name that a user wrote.
+    known = setting_names()
+    parts: list[str] = []
+    for part in map(str, error["loc"]):
+        if not parts or ".".join([*parts, part]) in known or error["type"] == "extra_forbidden":
+            parts.append(part)
+    name = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        name = ".".join(p for i, p in enumerate(parts) if i == len(parts) - 1 or ".".join(parts[: i + 1]) in known)
+        return f"unknown setting '{name}' in {origin}.{did_you_mean(name, known)} `bonsai train --help` lists all."
+    if error["type"] == "value_error":
+        return f"{error['ctx']['error']!s} (in {origin})."
+    if error["type"] == "union_tag_invalid":
+        expected = error["ctx"]["expected_tags"]
+        tag = error["ctx"]["tag"]
+        near = did_you_mean(tag, [t.strip(" '") for t in expected.split(",")])
+        return f"{name}.kind = '{tag}' in {origin} is not known: use one of {expected}.{near}"
+    if error["type"] == "union_tag_not_found":
+        return f"{name} in {origin} does not say which kind it is: add {name}.kind."
+    if error["type"] == "missing":
+        return f"{name} is missing in {origin}: give it, e.g. --{name} VALUE."
+    return f"{name} = {error['input']!r} in {origin} cannot be used: {error['msg'][0].lower()}{error['msg'][1:]}."

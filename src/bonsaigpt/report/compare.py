@@ -1,0 +1,175 @@
+"""Runs side by side: the table of `bonsai compare`, and a page that lays their curves over each other."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bonsaigpt.checkpoint import RunDirectory
+from bonsaigpt.files import write_text, writing
+from bonsaigpt.recipes import flatten
+from bonsaigpt.report.curves import SMALL, WIDE, Curve, chart, seconds_axis
+from bonsaigpt.report.history import History, Series, read_history
+from bonsaigpt.report.markup import document, legend, panel, table, text
+from bonsaigpt.report.page import shown
+
+__all__ = ["comparison", "write_comparison"]
+
+_NONE = "–"
+
+
+def comparison(runs: Iterable[RunDirectory]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the key figures, one run a row, in the order given. A column that no run has is left out."""
+    runs = list(runs)
+    return _figures(_names(runs), [read_history(run) for run in runs])
+
+
+def write_comparison(runs: Iterable[RunDirectory], path: Path) -> Path:
+    """Write the page in one step, making its folder if need be, and return its path.
+
+    Raises:
+        ConfigError: the config.toml of a run cannot be used.
+        OutputError: the page cannot be written.
+    """
+    runs = list(runs)
+    names, histories = _names(runs), [read_history(run) for run in runs]
+    header, rows = _figures(names, histories)
+    parts = [
+        f'<header><h1>{text(_title(names))}</h1><p class="status">{_status(names, histories)}</p></header>',
+        f"<section><h2>Key figures</h2>{table(header, rows, swatches=True)}</section>",
+        _curves(names, histories),
+        _differences(names, histories),
+    ]
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, document(f"{_title(names)} · BonsaiGPT", "\n".join(parts)))
+    return path
+
+
+def _names(runs: Sequence[RunDirectory]) -> list[str]:
+    """Folder names, with as many parents as it takes to tell them apart; a run given twice is numbered."""
+    paths = [Path(os.path.abspath(run.path)).parts for run in runs]
+    names = [p[-1] for p in paths]
+    for depth in range(2, max(map(len, paths), default=0) + 1):
+        seen = Counter(names)
+        if max(seen.values()) == 1:
+            break
+        names = [
+            "/".join(p[-depth:]).replace("//", "/") if seen[n] > 1 else n for n, p in zip(names, paths, strict=True)
+        ]
+    seen = Counter(names)
+    return [f"{n} ({names[: i + 1].count(n)})" if seen[n] > 1 else n for i, n in enumerate(names)]
+
+
+def _figures(names: Sequence[str], histories: Sequence[History]) -> tuple[list[str], list[list[str]]]:
+    def score(name: str, form: str) -> Callable[[History], str | None]:
+        return lambda h: None if (value := h.score(name)) is None else format(value, form)
+
+    columns: dict[str, Callable[[History], str | None]] = {
+        "parameters": lambda h: None if h.parameters is None else f"{h.parameters:,}",
+        "best loss": score("loss", ".4f"),
+        "bits/byte": score("bits_per_byte", ".3f"),
+        "perplexity": score("perplexity", ",.2f"),
+        "exact": score("exact", ".2%"),
+        "steps": lambda h: f"{h.steps:,}" + ("" if h.finished else f"/{h.config.train.steps:,}"),
+        "seconds": lambda h: f"{h.seconds:,.1f}",
+        "tokens/s": lambda h: None if h.tokens_per_second is None else f"{h.tokens_per_second:,.0f}",
+    }
+    cells = {title: [column(h) for h in histories] for title, column in columns.items()}
+    optional = {"bits/byte", "exact"}
+    kept = {t: c for t, c in cells.items() if t not in optional or any(c)}
+    rows = [[name, *(c[i] or _NONE for c in kept.values())] for i, name in enumerate(names)]
+    return ["run", *kept], rows
+
+
+def _title(names: Sequence[str]) -> str:
+    return " and ".join(names) if len(names) < 3 else f"{len(names)} runs"
+
+
+def _status(names: Sequence[str], histories: Sequence[History]) -> str:
+    scored = {n: loss for n, h in zip(names, histories, strict=True) if (loss := h.score("loss")) is not None}
+    if not scored:
+        return "None of them has been evaluated yet."
+    if len(scored) == 1:
+        return f"Only {text(*scored)} has been evaluated."
+    first, second = sorted(scored, key=lambda n: scored[n])[:2]
+    gap = scored[second] - scored[first]
+    one_seed = " One run each: another seed moves a loss too." if gap else ""
+    return f"Lowest validation loss: {text(first)}, {gap:.4f} nats below {text(second)}.{one_seed}"
+
+
+# ------------------------------------------------------------------ curves
+
+
+def _curves(names: Sequence[str], histories: Sequence[History]) -> str:
+    without = [n for n, h in zip(names, histories, strict=True) if not h.evaluations]
+    note = ""
+    if without:
+        note = f'<p class="note">Without an evaluation, and so without a curve: {text(", ".join(without))}.</p>'
+    if len(without) == len(names):
+        return f"<section><h2>Validation loss</h2>{note}</section>"
+    divisor, unit = seconds_axis(max(h.seconds for h in histories))
+    per_step = {round(h.tokens / h.steps) for h in histories if h.steps}
+
+    axes = [("steps", "step", 1.0, "steps")]
+    if len(per_step) > 1:  # a step is not the same amount of work in all of them
+        axes.append(("tokens", "tokens", 1.0, "tokens"))
+    axes.append((f"{unit} of training", "seconds", divisor, unit))
+    panels = []
+    for at, (title, x, scale, x_label) in enumerate(axes):
+        series = [_scaled(h.validation(x=x), scale) for h in histories]
+        curves = [Curve(series=s, colour=i, best=True) for i, s in enumerate(series)]
+        label = f"Validation loss against {title}"
+        alone = at == 0 and len(axes) == 3
+        drawings = [
+            chart(curves, name=f"{x}-{size[0]}", label=label, x_label=x_label, size=size)
+            for size in ([WIDE, SMALL] if alone else [(SMALL[0], 290)])
+        ]
+        figure = panel(f"Against {title}", "", *drawings)
+        panels.append(f'<div class="whole">{figure}</div>' if alone else figure)
+    return (
+        "<section><h2>Validation loss, nats a token</h2>"
+        f'{note}{legend(names)}<div class="pair">{"".join(panels)}</div></section>'
+    )
+
+
+def _scaled(series: Series, divisor: float) -> Series:
+    return series[0] / divisor, series[1]
+
+
+# ------------------------------------------------------------------ differences
+
+
+def _differences(names: Sequence[str], histories: Sequence[History]) -> str:
+    configs = [flatten(h.config.model_dump(mode="json", exclude_none=True)) for h in histories]
+    environments = [flatten(h.environment) for h in histories]
+    settings = _differing(configs, leave_out={"about"})
+    surroundings = _differing(environments, leave_out={"command", "started"})
+    warning = ""
+    if {"data", "tokenizer"} & {row[0] for row in surroundings} and _other_text(environments):
+        warning = (
+            '<p class="note">These runs saw other text or another tokenizer: compare their bits per byte, on the '
+            "same text, rather than their losses.</p>"
+        )
+    parts = [f"<section><h2>Settings in which they differ</h2>{warning}"]
+    parts.append(table(["setting", *names], settings) if settings else '<p class="note">None.</p>')
+    if surroundings:
+        parts.append("</section><section><h2>Surroundings in which they differ</h2>")
+        parts.append(table(["environment", *names], surroundings))
+    return "".join(parts) + "</section>"
+
+
+def _differing(records: Sequence[dict[str, Any]], *, leave_out: set[str]) -> list[list[str]]:
+    """Rows of name and one value a record, where the values are not all the same."""
+    keys = dict.fromkeys(key for record in records for key in record if key not in leave_out)
+    rows = [[key, *(shown(r[key]) if r.get(key) is not None else _NONE for r in records)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _other_text(environments: Sequence[dict[str, Any]]) -> bool:
+    """The fingerprint of data is the hash of the text, then how it is read: only the first part makes other losses."""
+    texts = {(str(e.get("data", "")).partition("-")[0], e.get("tokenizer")) for e in environments}
+    return len(texts) > 1

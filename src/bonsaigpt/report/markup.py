@@ -1,0 +1,92 @@
+"""The few pieces of HTML that both pages are made of. Whatever a function takes as text, it escapes."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from importlib import resources
+
+from bonsaigpt import __version__
+
+__all__ = ["document", "figures", "legend", "panel", "settings_table", "swatch", "table", "text"]
+
+_CONTROLS = {c: chr(0x2400 + c) for c in range(32) if chr(c) not in "\n\t"}
+
+
+def text(value: object) -> str:
+    """Escaped. Control characters, which a young byte model likes to write, become visible; lone surrogates go."""
+    return html.escape(str(value).translate(_CONTROLS).encode("utf-8", "replace").decode("utf-8"))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page. Its content policy forbids scripts and every request, whatever came in from files."""
+    style = resources.files(__package__ or "").joinpath("style.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{text(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<footer>Made by BonsaiGPT {text(__version__)}. This page needs no network and runs no script.</footer>
+</body>
+</html>
+"""
+
+
+def figures(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Key figures: what it is, the number, and a word on it."""
+    cells = [
+        f"<div><dt>{text(name)}</dt><dd>{text(number)}{f'<small>{text(word)}</small>' if word else ''}</dd></div>"
+        for name, number, word in entries
+    ]
+    return f'<dl class="figures">{"".join(cells)}</dl>'
+
+
+def panel(title: str, note: str, *drawings: str) -> str:
+    """A chart with its heading and a line of HTML below; of two drawings the second is for narrow screens."""
+    if len(drawings) == 2:
+        drawings = (f'<div class="broad">{drawings[0]}</div>', f'<div class="narrow">{drawings[1]}</div>')
+    caption = f"<figcaption>{note}</figcaption>" if note else ""
+    return f"<figure><h3>{text(title)}</h3>{''.join(drawings)}{caption}</figure>"
+
+
+def legend(names: Sequence[str]) -> str:
+    """A legend: the name of each curve in its colour."""
+    return '<p class="legend">' + " ".join(f"<span>{swatch(i)}{text(n)}</span>" for i, n in enumerate(names)) + "</p>"
+
+
+def swatch(colour: int) -> str:
+    """A short line in a curve's colour, dashed from the ninth on."""
+    dashed = " dashed" if colour > 7 else ""
+    return f'<i class="swatch{dashed}" style="color: var(--c{colour % 8})"></i>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, swatches: bool = False) -> str:
+    """Rows with their names in the first column, which may carry the colours of the curves."""
+    head = "".join(f'<th scope="col">{text(h)}</th>' for h in header)
+    body = "".join(
+        f'<tr><th scope="row">{swatch(i) if swatches else ""}{text(row[0])}</th>'
+        + "".join(f"<td>{text(cell)}</td>" for cell in row[1:])
+        + "</tr>\n"
+        for i, row in enumerate(rows)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def settings_table(title: str, rows: Iterable[tuple[str, str, str, bool]]) -> str:
+    """Names and values under a heading; a row has a hint and says whether it is to stand out."""
+    body = ""
+    for name, value, hint, stands_out in rows:
+        mark = ' class="set"' if stands_out else ""
+        title_of = f' title="{text(hint)}"' if hint else ""
+        body += f'<tr{mark}><th scope="row"{title_of}>{text(name)}</th><td>{text(value)}</td></tr>\n'
+    return f'<section class="settings"><h3>{text(title)}</h3><table><tbody>{body}</tbody></table></section>'
