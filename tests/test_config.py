@@ -125,6 +125,12 @@ def test_merge_replaces_a_variant_whole_and_an_equal_kind_field_by_field() -> No
     assert base["mlp"]["hidden"] == 7  # untouched
 
 
+def test_a_preset_on_top_wins_over_sizes_below_and_not_over_those_beside_it() -> None:
+    config = recipes.load("shakespeare-char", {"model": {"preset": "baby", "n_layer": 5}})
+    assert (config.model.n_layer, config.model.n_head, config.model.n_embd, config.model.block_size) == (5, 6, 384, 256)
+    assert recipes.load("shakespeare-char").model.n_embd == 128
+
+
 def test_extends(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text('extends = "shakespeare-char"\n[model]\nn_layer = 2\n')
     (tmp_path / "top.toml").write_text('extends = "base.toml"\n[train]\nsteps = 7\n')

@@ -334,6 +334,7 @@ RUNS = [
     Case("run trained again", "train runs/tiny", ("runs/tiny exists already", "--resume"), mended=f"{NEW} --seed 1"),
     Case("name of several folders", "train tiny.toml --name a/b", ("named 'a/b'", "one folder", "--name"), mended=NEW),
     Case("name with an @", "train tiny.toml --name a@3", ("named 'a@3'", "without @", "--name"), mended=NEW),
+    Case("name too long", f"train tiny.toml --name {'n' * 300}", ("File name too long", "Check"), mended=NEW),
     Case("name empty", "train tiny.toml --name ''", ("named ''", "--name"), mended=NEW),
     Case("file in the way of runs", f"{NEW} --runs text.txt", ("text.txt", "Choose another folder"), mended=NEW),
     Case(
@@ -691,10 +692,20 @@ def test_a_real_process_says_the_same(command: str, says: tuple[str, ...], works
     assert_unchanged(before, workshop)
 
 
+def test_square_brackets_in_names_are_no_markup(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split("train tiny.toml --name 'a[b]' --corpora 'c['")) == 0
+    assert main(shlex.split("train 'a[b]' --resume --corpora 'c[/]' --train.steps 6 --train.sample_prompt '[/b]'")) == 0
+    assert main(shlex.split("sample 'a[b]' --tokens 3 --device cpu")) == 0
+    out, error = capsys.readouterr()
+    assert "runs/a[b]" in out
+    assert "runs/a[b]@6: 3 tokens" in error
+
+
 def test_a_full_standard_output_is_one_line(workshop: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
-    with open("/dev/full", "w") as full:
+    device = Path("/dev/full")
+    if not device.is_char_device():
+        pytest.skip("this system has no device /dev/full")
+    with device.open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "bonsaigpt", "recipes", "show", "zero-one"],
             stdout=full,

@@ -82,6 +82,10 @@ def test_what_cannot_be_read_is_refused_by_name(theirs, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(described | {"n_layer": 4}))
     with pytest.raises(CheckpointError, match=r"h\.3\.ln_1\.weight"):
         read_gpt2(folder)
+    for wrong in (["gpt2"], {"model_type": "gpt2"}, described | {"n_head": 5}):
+        (folder / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            read_gpt2(folder)
     (folder / "config.json").write_text(json.dumps(described))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickled weights"):

@@ -9,30 +9,34 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KILLED", "Kill", "start"]
+__all__ = ["KILLED", "Call", "run", "start"]
 
 KILLED = -signal.SIGKILL
-Kill = tuple[str, int]
-"""Where to die: the dotted name of a function, and at which of its calls (the first is 1), before it does anything."""
+Call = tuple[str, int]
+"""The dotted name of a function, and which of its calls is meant; the first is 1."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torch._dynamo", "bonsaigpt.cli.train", "bonsaigpt.torch_engine.engine"])
 
 
-def start(folder: Path, argv: list[str], kill: Kill | None = None) -> tuple[Any, Any]:
-    """`bonsai ARGV` in ``folder``: the process, and an event that is set when its training begins."""
+def start(folder: Path, argv: list[str], kill: Call | None = None, *, hang: Call | None = None) -> tuple[Any, Any]:
+    """`bonsai ARGV` in ``folder``: the process, and an event that is set when its training begins, or when it hangs.
+
+    What it prints is appended to ``output.txt``, its errors to ``errors.txt``.
+    """
     began = _context.Event()
-    process = _context.Process(target=_child, args=(str(folder), argv, kill, began))
+    process = _context.Process(target=_child, args=(str(folder), argv, kill, hang, began))
     process.start()
     return process, began
 
 
-def run(folder: Path, argv: list[str], kill: Kill | None = None) -> int:
-    """`bonsai ARGV` in ``folder`` until it ends: its exit code."""
+def run(folder: Path, argv: list[str], kill: Call | None = None) -> int:
+    """`bonsai ARGV` in ``folder`` until it ends, or is killed right before a call: its exit code."""
     process, _ = start(folder, argv, kill)
     process.join(timeout=60)
     if process.exitcode is None:
@@ -41,38 +45,41 @@ def run(folder: Path, argv: list[str], kill: Kill | None = None) -> int:
     return process.exitcode
 
 
-def _child(folder: str, argv: list[str], kill: Kill | None, began: Any) -> None:
+def _child(folder: str, argv: list[str], kill: Call | None, hang: Call | None, began: Any) -> None:
     import bonsaigpt.cli.train
     from bonsaigpt.cli import main
 
     os.chdir(folder)
-    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    train = bonsaigpt.cli.train.train
-
-    def announced(*arguments: Any, **named: Any) -> Any:
-        began.set()
-        return train(*arguments, **named)
-
-    bonsaigpt.cli.train.train = announced
+    for descriptor, name in ((1, "output.txt"), (2, "errors.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     bonsaigpt.cli.train._write_report = lambda *_: None  # the weights are safe by then; it has tests of its own
-    if kill is not None:
-        name, at = kill
-        owner, _, attribute = name.rpartition(".")
-        module = __import__(owner, fromlist=["_"])
-        setattr(module, attribute, _fatal(getattr(module, attribute), at))
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleep() -> None:
+        began.set()
+        time.sleep(60)
+
+    for call, what in ((kill, die), (hang, sleep), (None if hang else ("bonsaigpt.cli.train.train", 1), began.set)):
+        if call is not None:
+            _before(call, what)
     raise SystemExit(main(argv))
 
 
-def _fatal(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+def _before(call: Call, what: Callable[[], None]) -> None:
+    """Do ``what`` right before that call."""
+    name, at = call
+    owner, _, attribute = name.rpartition(".")
+    module = __import__(owner, fromlist=["_"])
+    function = getattr(module, attribute)
     calls = 0
 
-    def fatal(*arguments: Any, **named: Any) -> Any:
+    def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            what()
         return function(*arguments, **named)
 
-    return fatal
+    setattr(module, attribute, wrapped)

@@ -34,17 +34,22 @@ class RunDirectory:
         Raises:
             OutputError: the folder exists, or cannot be written (then nothing is left behind).
         """
-        if path.exists():
-            raise OutputError(
-                f"{path} exists already: continue it with `bonsai train {path} --resume`, "
-                "or choose another name with --name"
-            )
+        cls.refuse_existing(path)
         with folder_aside(path) as aside:
             write_text(aside / "config.toml", dump_toml(config))
             write_text(aside / "tokenizer.json", tokenizer.to_json())
             write_text(aside / "environment.json", json.dumps(environment, indent=2) + "\n")
             replace_folder(aside, path)
         return cls(path)
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """Raise ``OutputError`` if something is there already: callers ask before they prepare anything."""
+        if path.exists():
+            raise OutputError(
+                f"{path} exists already: continue it with `bonsai train {path} --resume`, "
+                "or choose another name with --name"
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

@@ -30,6 +30,7 @@ __all__ = [
     "add_settings",
     "open_model",
     "progress_bar",
+    "run_folder",
     "runs_folder",
     "settings",
 ]
@@ -137,6 +138,12 @@ class Opened:
         return engine, engine.model(self.config, self.weights)
 
 
+def run_folder(place: str, runs: Path) -> Path:
+    """The folder that a user means by a path, or by the mere name of a run."""
+    path = Path(place)
+    return runs / place if not path.exists() and len(path.parts) == 1 else path
+
+
 def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a GPT-2 folder of Hugging Face's.
 
@@ -144,9 +151,7 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
         CheckpointError: nothing there, damaged, or of a kind that cannot be read.
     """
     place, _, which = address.partition("@")
-    path = Path(place).expanduser()
-    if not path.exists() and (runs / place).is_dir():
-        path = runs / place
+    path = run_folder(place, runs)
     if is_gpt2_folder(path):
         config, weights = read_gpt2(path)
         tokenizer = BpeTokenizer.from_gpt2_files(path)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.cli.common import Parser, runs_folder
+from bonsaigpt.cli.common import Parser, run_folder, runs_folder
 from bonsaigpt.report import comparison, write_comparison
 
 __all__ = ["run"]
@@ -24,10 +24,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--html", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
     runs_folder(parser)
     arguments = parser.parse(argv)
-    folders = [Path(r) if Path(r).exists() else arguments.runs / r for r in arguments.runs_to_compare]
-    runs = [RunDirectory.open(folder) for folder in folders]
+    runs = [RunDirectory.open(run_folder(place, arguments.runs)) for place in arguments.runs_to_compare]
     header, rows = comparison(runs)
-    table = Table(*map(escape, header), box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if column else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.cli.common import Parser, runs_folder
+from bonsaigpt.cli.common import Parser, run_folder, runs_folder
 from bonsaigpt.report import write_report
 
 __all__ = ["run"]
@@ -15,8 +15,5 @@ def run(argv: list[str]) -> int:
     parser.add_argument("run", help="a run's folder")
     runs_folder(parser)
     arguments = parser.parse(argv)
-    path = arguments.runs / arguments.run if (arguments.runs / arguments.run).is_dir() else arguments.run
-    from pathlib import Path
-
-    print(write_report(RunDirectory.open(Path(path))))
+    print(write_report(RunDirectory.open(run_folder(arguments.run, arguments.runs))))
     return 0

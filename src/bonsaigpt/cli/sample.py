@@ -108,7 +108,7 @@ def read_prompt(prompt: str) -> str:
         if prompt == "-":
             text = sys.stdin.read()
         elif prompt.startswith("@"):
-            text = Path(where).expanduser().read_text(encoding="utf-8")
+            text = Path(where).read_text(encoding="utf-8")
         else:
             text = prompt
         text.encode("utf-8")  # in some locales Python lets through what is no UTF-8, as lone surrogates

@@ -87,8 +87,7 @@ def _start(
     if name in ("", ".", "..") or "@" in name or Path(name).name != name:
         raise ConfigError(f"a run cannot be named '{name}': choose the name of one folder, without @, with --name.")
     target = arguments.runs / name
-    if target.exists():  # before the data is prepared: nothing is worse than a refusal after a long wait
-        RunDirectory.create(target, config, tokenizer=None, environment={})  # type: ignore[arg-type]
+    RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
     engine = load_engine(
         "torch", device=config.train.device, precision=config.train.precision, threads=config.train.threads
     )
@@ -158,7 +157,7 @@ def _resume(
 
 def _as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
     """The run's folder, if the argument means one; a recipe of the same name is meant first, unless to resume."""
-    path = Path(recipe).expanduser()
+    path = Path(recipe)
     if path.is_dir() or (path.suffix != ".toml" and len(path.parts) > 1):
         return path
     return runs / recipe if (resume or recipe not in recipes.names()) and (runs / recipe).is_dir() else None
@@ -234,7 +233,7 @@ def _write_report(run_directory: RunDirectory, console: Console) -> None:
 
     try:
         path = write_report(run_directory)
-    except (BonsaiError, OSError, ValueError) as error:
+    except (BonsaiError, OSError, ValueError, ImportError) as error:
         print(f"bonsai: no report ({error}); `bonsai report {run_directory.path}` tries again", file=sys.stderr)
     else:
         console.print(f"report: {path}", highlight=False, markup=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bonsaigpt.config.base import Config
 
@@ -22,8 +23,12 @@ __all__ = [
     "TextData",
     "TokenData",
     "TokenizerConfig",
+    "UserPath",
     "ZeroOneData",
 ]
+
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+"""A path in which ~ means the user's home."""
 
 
 class CharTokenizerConfig(Config):
@@ -54,7 +59,7 @@ class Gpt2TokenizerConfig(Config):
 
     kind: Literal["gpt2"] = "gpt2"
     """Which tokenizer."""
-    path: Path
+    path: UserPath
     """Folder with encoder.json and vocab.bpe (or vocab.json and merges.txt), or a tokenizer.json."""
 
 
@@ -86,7 +91,7 @@ class FilesData(TextData):
 
     kind: Literal["files"] = "files"
     """Where the tokens come from."""
-    path: Path
+    path: UserPath
     """A text file or a folder."""
     pattern: str = "**/*.txt"
     """Which files of a folder (glob)."""
@@ -97,7 +102,7 @@ class ShakespeareData(TextData):
 
     kind: Literal["shakespeare"] = "shakespeare"
     """Where the tokens come from."""
-    path: Path | None = None
+    path: UserPath | None = None
     """The text if it is on this disk already; otherwise `bonsai prepare shakespeare --download` fetches it."""
 
 
@@ -106,7 +111,7 @@ class StdlibData(TextData):
 
     kind: Literal["stdlib"] = "stdlib"
     """Where the tokens come from."""
-    path: Path | None = None
+    path: UserPath | None = None
     """The folder of the library; none means the running Python's."""
 
 

@@ -138,7 +138,7 @@ def make_tokenizer(config: TextData, train: list[Document], val: list[Document])
         case BpeTokenizerConfig(vocab_size=vocab_size):
             return BpeTokenizer.train((d.text for d in train), vocab_size)
         case Gpt2TokenizerConfig(path=path):
-            return BpeTokenizer.from_gpt2_files(path.expanduser())
+            return BpeTokenizer.from_gpt2_files(path)
 
 
 _SEPARATOR = "\n"

@@ -32,8 +32,8 @@ def read_gpt2(path: Path) -> tuple[ModelConfig, Arrays]:
         CheckpointError: another architecture, a pickle, or damaged files.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}/config.json cannot be read ({error})") from None
     weights = path / "model.safetensors"
     if not weights.is_file():
@@ -60,17 +60,20 @@ def model_config(config: dict[str, Any], *, origin: str) -> ModelConfig:
     odd = [k for k in ("scale_attn_by_inverse_layer_idx", "add_cross_attention") if config.get(k)]
     if activation not in approximate or odd or config.get("scale_attn_weights", True) is False:
         raise CheckpointError(f"{origin} uses {', '.join(odd) or activation}, which GPT-2's blocks here do not have")
-    return ModelConfig(
-        n_layer=config["n_layer"],
-        n_head=config["n_head"],
-        n_embd=config["n_embd"],
-        block_size=config["n_positions"],
-        vocab_size=config["vocab_size"],
-        bias=True,
-        tie_embeddings=config.get("tie_word_embeddings", True),
-        mlp=GeluMLP(hidden=config.get("n_inner"), approximate=approximate[activation]),  # type: ignore[arg-type]
-        norm=LayerNorm(eps=config.get("layer_norm_epsilon", 1e-5)),
-    )
+    try:
+        return ModelConfig(
+            n_layer=config["n_layer"],
+            n_head=config["n_head"],
+            n_embd=config["n_embd"],
+            block_size=config["n_positions"],
+            vocab_size=config["vocab_size"],
+            bias=True,
+            tie_embeddings=config.get("tie_word_embeddings", True),
+            mlp=GeluMLP(hidden=config.get("n_inner"), approximate=approximate[activation]),  # type: ignore[arg-type]
+            norm=LayerNorm(eps=config.get("layer_norm_epsilon", 1e-5)),
+        )
+    except (KeyError, ValueError) as error:  # pydantic's errors are ValueErrors
+        raise CheckpointError(f"{origin}/config.json does not describe a GPT-2 ({error}): restore it") from None
 
 
 def from_state_dict(tensors: dict[str, np.ndarray], config: ModelConfig) -> Arrays:

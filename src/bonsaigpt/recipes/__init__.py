@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bonsaigpt.config import RunConfig, load_toml, validate
+from bonsaigpt.config import PRESETS, RunConfig, load_toml, validate
 from bonsaigpt.errors import ConfigError, did_you_mean
 
 __all__ = ["flatten", "load", "merge", "names", "recipe_dict"]
@@ -30,8 +30,6 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> RunConfig:
 
 def recipe_dict(recipe: str, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings of a recipe as nested dictionaries, those that it extends filled in."""
-    if recipe in seen:
-        raise ConfigError(f"recipe '{recipe}' extends itself ({' -> '.join([*seen, recipe])}): remove one 'extends'.")
     if recipe.endswith(".toml"):
         path = Path(recipe)
     elif recipe in names():
@@ -39,6 +37,9 @@ def recipe_dict(recipe: str, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     else:
         hint = did_you_mean(recipe, names())
         raise ConfigError(f"there is no recipe '{recipe}'.{hint} `bonsai recipes` lists them; a file ends in .toml.")
+    here = str(path.resolve())
+    if here in seen:
+        raise ConfigError(f"recipe '{recipe}' extends itself, through {len(seen)} files: remove one 'extends'.")
     data = load_toml(path)
     base = data.pop("extends", None)
     if base is None:
@@ -47,20 +48,29 @@ def recipe_dict(recipe: str, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"'extends' in {path} must be the name of a recipe, not {base!r}.")
     if base.endswith(".toml"):  # a path is meant relative to the file that names it
         base = str(path.parent / base)
-    return merge(recipe_dict(base, seen=(*seen, recipe)), data)
+    return merge(recipe_dict(base, seen=(*seen, here)), data)
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """``top`` over ``base``, section by section. Another ``kind`` replaces a variant whole, its fields included."""
+    """``top`` over ``base``, section by section. Another ``kind`` replaces a variant whole, its fields included, and
+    a preset of ``top`` wins over sizes of ``base``, as if ``top`` had spelt them out."""
+    model = top.get("model")
+    if isinstance(model, dict) and model.get("preset") in PRESETS:
+        top = top | {"model": PRESETS[model["preset"]] | model}
+    return _merge(base, top)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for name, value in top.items():
         below = out.get(name)
-        if not (isinstance(value, dict) and isinstance(below, dict)) or (
-            "kind" in value and value["kind"] != below.get("kind")
+        if (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("kind", below.get("kind")) == below.get("kind")
         ):
-            out[name] = value
-        else:
-            out[name] = merge(below, value)
+            value = _merge(below, value)
+        out[name] = value
     return out
 
 

@@ -52,14 +52,11 @@ def write_comparison(runs: Iterable[RunDirectory], path: Path) -> Path:
 def _names(runs: Sequence[RunDirectory]) -> list[str]:
     """Folder names, with as many parents as it takes to tell them apart; a run given twice is numbered."""
     paths = [Path(os.path.abspath(run.path)).parts for run in runs]
-    names = [p[-1] for p in paths]
+    label = {path: path[-1] for path in paths}
     for depth in range(2, max(map(len, paths), default=0) + 1):
-        seen = Counter(names)
-        if max(seen.values()) == 1:
-            break
-        names = [
-            "/".join(p[-depth:]).replace("//", "/") if seen[n] > 1 else n for n, p in zip(names, paths, strict=True)
-        ]
+        seen = Counter(label.values())
+        label = {path: "/".join(path[-depth:]) if seen[name] > 1 else name for path, name in label.items()}
+    names = [label[path] for path in paths]
     seen = Counter(names)
     return [f"{n} ({names[: i + 1].count(n)})" if seen[n] > 1 else n for i, n in enumerate(names)]
 
@@ -97,8 +94,12 @@ def _status(names: Sequence[str], histories: Sequence[History]) -> str:
         return f"Only {text(*scored)} has been evaluated."
     first, second = sorted(scored, key=lambda n: scored[n])[:2]
     gap = scored[second] - scored[first]
-    one_seed = " One run each: another seed moves a loss too." if gap else ""
-    return f"Lowest validation loss: {text(first)}, {gap:.4f} nats below {text(second)}.{one_seed}"
+    early = [n for n, h in zip(names, histories, strict=True) if n in scored and not h.finished]
+    caution = f" Not finished: {text(', '.join(early))}." if early else ""
+    return (
+        f"Lowest validation loss: {text(first)}, {gap:.4f} nats below {text(second)}.{caution} "
+        "A small gap may be chance: another seed moves a loss too."
+    )
 
 
 # ------------------------------------------------------------------ curves

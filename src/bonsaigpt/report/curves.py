@@ -21,7 +21,7 @@ from bonsaigpt.report.history import Series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["SERIES_COLOURS", "SMALL", "WIDE", "Curve", "chart", "seconds_axis", "smooth"]
+__all__ = ["SERIES_COLOURS", "SMALL", "WIDE", "Curve", "chart", "seconds_axis", "smooth", "smoothed"]
 
 SERIES_COLOURS = 8
 """Colours the page knows: its CSS variables --c0 to --c7."""
@@ -88,14 +88,26 @@ def chart(
 
 
 def smooth(series: Series, *, share: float = 0.05) -> Series:
-    """A centred moving average over ``share`` of the points. It shrinks towards both ends, so the first and the last
-    value stay, and it does not lag as an exponential average does, which would flatter or blame the training loss."""
+    """A centred moving average over ``share`` of the points.
+
+    It does not lag as an exponential average does, which would blame the training loss for what it was. At the start,
+    where the loss is steep, the window shrinks evenly to the first value; at the end, where it is flat, its left half
+    stays.
+    """
     x, y = series
-    reach = round(y.size * share / 2)
     at = np.arange(y.size)
-    reach_of = np.minimum(reach, np.minimum(at, y.size - 1 - at))
+    left = np.minimum(round(y.size * share / 2), at)
+    right = np.minimum(left, y.size - 1 - at)
     total = np.concatenate([[0.0], np.cumsum(y)])
-    return x, (total[at + reach_of + 1] - total[at - reach_of]) / (2 * reach_of + 1)
+    return x, (total[at + right + 1] - total[at - left]) / (left + right + 1)
+
+
+def smoothed(series: Series, colour: int) -> list[Curve]:
+    """A noisy curve, smoothed, with what it was made from faint behind; a short one alone, as it is."""
+    calm = Curve(series=smooth(series), colour=colour)
+    if np.array_equal(calm.series[1], series[1]):
+        return [calm]
+    return [Curve(series=series, colour=colour, faint=True), calm]
 
 
 def seconds_axis(longest: float) -> tuple[float, str]:
@@ -161,8 +173,8 @@ def _thin(series: Series) -> Series:
 
 def _tick(value: float, _position: int | None = None) -> str:
     """``1500`` is 1,500; ``2e6`` is 2M; small numbers as they are."""
-    for size, letter in ((1e9, "B"), (1e6, "M")):
-        if abs(value) >= size:
+    for least, size, letter in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e5, 1e3, "k")):
+        if abs(value) >= least:
             return f"{value / size:.4g}{letter}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("e-0", "e-")
 

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import Config
 from bonsaigpt.files import write_text
 from bonsaigpt.recipes import flatten
-from bonsaigpt.report.curves import SMALL, WIDE, Curve, chart, seconds_axis, smooth
+from bonsaigpt.report.curves import SMALL, WIDE, Curve, chart, seconds_axis, smoothed
 from bonsaigpt.report.history import History, Sample, read_history
 from bonsaigpt.report.markup import document, figures, panel, settings_table, swatch, text
 
@@ -86,7 +84,7 @@ def _key_figures(history: History) -> str:
         (
             "Parameters",
             _number(history.parameters, ","),
-            f"{size.n_layer} layers, width {size.n_embd}, context {size.block_size}",
+            f"{size.n_layer} layer{'s' * (size.n_layer > 1)}, width {size.n_embd}, context {size.block_size}",
         ),
         ("Steps", f"{history.steps:,}", f"of {history.config.train.steps:,}; {history.tokens:,} tokens"),
         ("Training time", duration(history.seconds), "evaluation and saving left out"),
@@ -134,37 +132,31 @@ def _curves(history: History) -> str:
             ),
         )
     ]
-    for key, title, note, from_zero, limit in (
-        ("lr", "Learning rate", "", True, None),
-        ("grad_norm", "Gradient norm", f"Before clipping, which begins at {clip:g}." if clip else "", False, clip),
-        ("tokens_per_second", "Tokens a second", "Training alone, between two lines of the log.", True, None),
+    rates = [Curve(series=history.training("lr"), colour=_TRAINING)]  # exact, so never smoothed
+    norms, speeds = (smoothed(history.training(y), _TRAINING) for y in ("grad_norm", "tokens_per_second"))
+    for key, title, note, curves, from_zero, limit in (
+        ("lr", "Learning rate", "", rates, True, None),
+        ("norm", "Gradient norm", f"Before clipping, which begins at {clip:g}." if clip else "", norms, False, clip),
+        ("speed", "Tokens a second", "Training alone, between two lines of the log.", speeds, True, None),
     ):
-        panels.append(
-            panel(
-                title,
-                note,
-                chart(
-                    [Curve(series=history.training(key), colour=_TRAINING)],
-                    name=key,
-                    label=f"{title} against steps",
-                    x_label="steps",
-                    from_zero=from_zero,
-                    limit=limit or None,
-                ),
-            )
+        faint = " Smoothed; faint, as it was." if len(curves) > 1 else ""
+        drawing = chart(
+            curves,
+            name=key,
+            label=f"{title} against steps",
+            x_label="steps",
+            from_zero=from_zero,
+            limit=limit or None,
         )
+        panels.append(panel(title, note + faint, drawing))
     return f'<section><h2>Curves</h2>{_loss(history)}<div class="pair">{"".join(panels)}</div></section>'
 
 
 def _loss(history: History) -> str:
     """The main chart, drawn twice: shrunk to a phone, the wide one could not be read."""
     raw = history.training("loss")
-    smoothed = smooth(raw)
-    is_smoother = not np.array_equal(raw[1], smoothed[1])
-    curves = [Curve(series=smoothed, colour=_TRAINING)]
-    if is_smoother:
-        curves.insert(0, Curve(series=raw, colour=_TRAINING, faint=True))
-    curves.append(Curve(series=history.validation(), colour=_VALIDATION, best=True))
+    training = smoothed(raw, _TRAINING)
+    curves = [*training, Curve(series=history.validation(), colour=_VALIDATION, best=True)]
     label = "Training and validation loss against steps"
     drawings = [
         chart(curves, name=f"loss-{size[0]}", label=label, x_label="steps", size=size)
@@ -175,7 +167,7 @@ def _loss(history: History) -> str:
         dot = f'<i class="swatch dot" style="color: var(--c{_VALIDATION})"></i>'
         words.append(f"{dot}best, {history.best['val_loss']:.4f} at step {history.best['step']:,}")
     if raw[0].size:
-        words.append(f"{swatch(_TRAINING)}training" + (", smoothed (faint: as it was)" if is_smoother else ""))
+        words.append(f"{swatch(_TRAINING)}training" + (", smoothed (faint: as it was)" if len(training) > 1 else ""))
     note = "".join(f"<span>{w}</span>" for w in words)
     return panel("Loss, nats a token", note, *drawings)
 
@@ -189,8 +181,8 @@ def _samples(history: History) -> str:
         return ""
     losses = {r["step"]: r["val_loss"] for r in history.evaluations}
     between = samples[1:-1]
-    shown = [between[i * len(between) // _MOST_SAMPLES] for i in range(_MOST_SAMPLES)]
-    shown = shown if len(between) > _MOST_SAMPLES else between
+    few = min(len(between), _MOST_SAMPLES)
+    shown = [between[i * len(between) // few] for i in range(few)]
     parts = [_sample(samples[0], losses)]
     if between:
         count = "one" if len(between) == 1 else str(len(between))
@@ -251,7 +243,9 @@ def _settings(config: Config, default: Config | None, prefix: str) -> Iterator[t
 
     The fields of a variant that is not the default are compared with the variant's own defaults.
     """
-    for name, field in type(config).model_fields.items():
+    fields = type(config).model_fields
+    for name in sorted(fields, key=lambda n: n != "kind"):  # a variant says first which one it is
+        field = fields[name]
         value = getattr(config, name)
         if name == "about" or value is None:
             continue

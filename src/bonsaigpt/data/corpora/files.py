@@ -11,7 +11,7 @@ __all__ = ["documents"]
 
 def documents(config: FilesData) -> list[Document]:
     """One document a file, sorted by path, so that the same folder gives the same tokens everywhere."""
-    root = config.path.expanduser()
+    root = config.path
     if not root.exists():
         raise DataError(f"{root} does not exist: check --data.path.")
     if root.is_file():

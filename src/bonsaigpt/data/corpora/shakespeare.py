@@ -22,7 +22,7 @@ LOCAL = Path("tinyshakespeare.txt")
 
 def documents(config: ShakespeareData) -> list[Document]:
     """The text, from ``--data.path`` or from what ``download`` left in the working folder."""
-    path = config.path.expanduser() if config.path else LOCAL
+    path = config.path or LOCAL
     if not path.exists():
         raise DataError(
             f"Tiny Shakespeare is not at {path}. Fetch it once with `bonsai prepare shakespeare --download`, "

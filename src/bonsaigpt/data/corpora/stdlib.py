@@ -14,7 +14,7 @@ __all__ = ["documents"]
 
 def documents(config: StdlibData) -> list[Document]:
     """The modules and packages of the library itself, sorted by path: no tests, no bundled wheels, no site-packages."""
-    root = (config.path or Path(sysconfig.get_paths()["stdlib"])).expanduser()
+    root = config.path or Path(sysconfig.get_paths()["stdlib"])
     left_out = {
         "test",
         "tests",

@@ -1,0 +1,84 @@
+"""README and handbook are true: their commands run, their links lead somewhere, their tests exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bonsaigpt.cli import VERBS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The `bonsai` commands of the page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("bonsai ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def quick(command: list[str]) -> list[str]:
+    """The same command for the impatient: a few steps of a tiny model, every flag of the page still parsed."""
+    if command[0] == "train" and "--resume" not in command:
+        sizes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.steps": 4, "train.eval_interval": 2}
+        return [*command, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
+    if command[0] == "sample":
+        return [*command, "--tokens", "5"]
+    return command
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> Path:
+    """A folder with what the README takes for granted: the user's texts, a small library, Shakespeare."""
+    (tmp_path / "my-texts").mkdir()
+    for i in range(4):
+        (tmp_path / "my-texts" / f"{i}.txt").write_text(f"Chapter {i}. " + "A bonsai is pruned, not hurried. " * 300)
+    shutil.copy(shared_data / "tinyshakespeare.txt", tmp_path)
+    library = tmp_path / "library"
+    library.mkdir()
+    for i in range(25):
+        (library / f"m{i}.py").write_text(f"def function_{i}(x):\n    return x + {i}\n" * 40)
+    monkeypatch.setattr("sysconfig.get_paths", lambda *_: {"stdlib": str(library)})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_commands_run_in_order(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(found) >= 12
+    for command in found:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert (workshop / "compare.html").is_file()
+    assert (workshop / "runs" / "shakespeare-char" / "report.html").is_file()
+
+
+def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [command] = commands("```sh\nbonsai train stdlib --modl.n_layer 3\n```")
+    assert main(quick(command)) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for named in re.findall(r"`((?:tests|benchmarks|docs|src)/[\w./-]+)`", text):
+        assert (ROOT / named).exists(), f"{page.name} names {named}"
+    assert "@@" not in text
+
+
+def test_every_verb_explains_itself_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as left:
+            main([verb, "--help"])
+        assert left.value.code == 0
+        out = capsys.readouterr().out
+        assert f"bonsai {verb}" in out
+        assert "example:" in out
