@@ -6,8 +6,13 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint bench docs clean
 
+# An earlier demo is moved aside, never deleted.
 demo: $(STAMP)
-	$(BIN)/python scripts/demo.py
+	@if [ -d runs/demo ]; then mv runs/demo runs/demo-$$(date +%Y%m%d-%H%M%S); fi
+	$(BIN)/bonsai train stdlib --name demo
+	$(BIN)/bonsai sample runs/demo --prompt "def " --tokens 200
+	$(BIN)/bonsai eval runs/demo
+	@echo "open runs/demo/report.html in a browser"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -17,12 +22,20 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# NANOGPT: a checkout of nanoGPT to measure against; TEXT: Tiny Shakespeare. Without them, the toys alone.
+NANOGPT ?=
+TEXT ?= tinyshakespeare.txt
 bench: $(STAMP)
-	$(BIN)/python benchmarks/train_speed.py
-	$(BIN)/python benchmarks/toys.py
+	$(BIN)/python benchmarks/toys.py zero_one
+	$(BIN)/python benchmarks/toys.py sort
+ifneq ($(NANOGPT),)
+	$(BIN)/python benchmarks/train_speed.py --nanogpt $(NANOGPT) --text $(TEXT)
+	$(BIN)/python benchmarks/time_to_loss.py --nanogpt $(NANOGPT) --text $(TEXT)
+endif
 
+# The handbook is plain Markdown; this runs its commands and follows its links.
 docs: $(STAMP)
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_readme.py
 
 # pip, not another installer: it takes a local build of torch where one is set up.
 $(STAMP): pyproject.toml constraints.txt

@@ -101,11 +101,12 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout; all columns but the first to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
+    print(title)  # a title of rich's own would be broken to the table's width
     Console(width=120).print(table, highlight=False)
 
 

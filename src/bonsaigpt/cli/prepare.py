@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
             config.data,
             arguments.corpora,
             seed=config.seed,
-            say=lambda line: console.print(line, highlight=False, markup=False),
+            say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
             advance=advance,
         )
     open_corpus(corpus.folder, verify=True)
@@ -54,6 +54,7 @@ def run(argv: list[str]) -> int:
         f"({corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} in the vocabulary), hashes checked",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     for name, value in corpus.notes.items():
         console.print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)

@@ -172,7 +172,7 @@ def _open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSourc
         return open_source(
             config,
             corpora,
-            say=lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False),
+            say=lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True),
             advance=advance,
         )
 

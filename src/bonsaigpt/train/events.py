@@ -10,7 +10,7 @@ from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.measure import Evaluation
 
-__all__ = ["Callback", "EvalEvent", "Listener", "LogEvent", "StartEvent", "StepEvent", "StopEvent"]
+__all__ = ["Callback", "EvalEvent", "Listener", "LogEvent", "ProgressEvent", "StartEvent", "StepEvent", "StopEvent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,15 @@ class LogEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgressEvent:
+    """While something goes on that is no training step."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalEvent:
     """After each evaluation."""
 
@@ -85,6 +94,7 @@ class Listener(Protocol):
     def on_start(self, event: StartEvent) -> None: ...
     def on_step(self, event: StepEvent) -> None: ...
     def on_log(self, event: LogEvent) -> None: ...
+    def on_progress(self, event: ProgressEvent) -> None: ...
     def on_eval(self, event: EvalEvent) -> None: ...
     def on_stop(self, event: StopEvent) -> None: ...
     def close(self) -> None: ...
@@ -101,6 +111,9 @@ class Callback:
 
     def on_log(self, event: LogEvent) -> None:
         """Every ``log_interval`` steps."""
+
+    def on_progress(self, event: ProgressEvent) -> None:
+        """While an evaluation goes on."""
 
     def on_eval(self, event: EvalEvent) -> None:
         """After each evaluation."""

@@ -21,7 +21,7 @@ from bonsaigpt.generate import generate_text
 from bonsaigpt.measure import evaluate
 from bonsaigpt.sampling import Sampling
 from bonsaigpt.spec import parameter_count
-from bonsaigpt.train.events import EvalEvent, Listener, LogEvent, StartEvent, StepEvent, StopEvent
+from bonsaigpt.train.events import EvalEvent, Listener, LogEvent, ProgressEvent, StartEvent, StepEvent, StopEvent
 from bonsaigpt.train.interrupt import Interrupt
 from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import learning_rate
@@ -152,7 +152,7 @@ class _Trainer:
     def _evaluate_and_save(self) -> None:
         began = time.perf_counter()
         model = self.engine.model_of(self.state)
-        evaluation = evaluate(self.engine, model, self.source)
+        evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
         spent = time.perf_counter() - began
         if not evaluation.loss < float("inf"):  # NaN as well
             raise BonsaiError(
@@ -176,6 +176,9 @@ class _Trainer:
                 write=self._write_text,
             ),
         )
+
+    def _follow(self, what: str, done: int, total: int) -> None:
+        self._tell("on_progress", ProgressEvent(what=what, done=done, total=total))
 
     def _save(self) -> None:
         model, optimizer = self.engine.arrays(self.state)

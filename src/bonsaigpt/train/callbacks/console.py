@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bonsaigpt.measure import Evaluation
-from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, StartEvent, StepEvent, StopEvent
+from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, ProgressEvent, StartEvent, StepEvent, StopEvent
 
 __all__ = ["ConsoleProgress", "score_line"]
 
@@ -59,6 +59,9 @@ class ConsoleProgress(Callback):
             figures=f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s  {self._best}",
         )
 
+    def on_progress(self, event: ProgressEvent) -> None:
+        self._progress.update(self._task, figures=f"{event.what} {event.done / event.total:.0%}")
+
     def on_eval(self, event: EvalEvent) -> None:
         mark = " [green]best[/]" if event.is_best else ""
         self._progress.console.print(
@@ -73,6 +76,7 @@ class ConsoleProgress(Callback):
         self._progress.stop()
         if event.reason != "done":
             self._console.print(f"[yellow]{event.reason}[/]: saved at step {event.step:,}", highlight=False)
+        self._console.print(f"best validation loss {event.best_loss:.4f} at step {event.best_step:,}", highlight=False)
 
     def close(self) -> None:
         self._progress.stop()
