@@ -71,10 +71,10 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def text_overrides(text: Path | None) -> dict[str, Any]:
-    """Settings that make recipe `shakespeare-char` read a file, in nanoGPT's order and split."""
+    """Settings that make recipe `shakespeare-char` read a file, split as nanoGPT splits it."""
     if text is None:
         return {}
-    return {"data": {"kind": "files", "path": str(text), "order": "random", "split": "tail"}}
+    return {"data": {"kind": "files", "path": str(text), "split": "tail"}}
 
 
 class Remote:

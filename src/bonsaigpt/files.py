@@ -35,7 +35,7 @@ def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders; its rename is journalled
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -44,8 +44,9 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
-    aside = path.with_name(f".{path.name}.part")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
+        _clear_abandoned(path)
         try:
             aside.write_text(text, encoding="utf-8")
             sync(aside)
@@ -59,10 +60,10 @@ def write_text(path: Path, text: str) -> None:
 def folder_aside(folder: Path) -> Iterator[Path]:
     """An empty folder beside ``folder``, to be filled and then given to ``replace_folder``. Whatever happens inside,
     neither it stays behind nor an empty parent that was made for it."""
-    aside = folder.with_name(f".{folder.name}.part")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may be writing the same folder
     made = [parent for parent in aside.parents if not parent.exists()]
     with writing(folder):
-        shutil.rmtree(aside, ignore_errors=True)
+        _clear_abandoned(folder)
         try:
             aside.mkdir(parents=True)
             yield aside
@@ -71,6 +72,31 @@ def folder_aside(folder: Path) -> Iterator[Path]:
             for parent in made:
                 with suppress(OSError):  # it holds what was written
                     parent.rmdir()
+
+
+def _clear_abandoned(home: Path) -> None:
+    """Delete what killed processes left of earlier attempts to write ``home``."""
+    for left in home.parent.glob(f".{home.name}.*.part"):
+        if not _is_abandoned(left):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_abandoned(aside: Path) -> bool:
+    """Whether the process whose number is in the name is gone; where that cannot be asked, no."""
+    number = aside.name.split(".")[-2]
+    if os.name != "posix" or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(number) == os.getpid()
 
 
 def replace_folder(aside: Path, folder: Path) -> None:

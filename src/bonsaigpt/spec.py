@@ -37,6 +37,8 @@ class Param:
     """Standard deviation of a normal initialisation."""
     decay: bool
     """Whether weight decay applies: matrices and embeddings, as GPT-2 and nanoGPT have it."""
+    lookup: bool = False
+    """Whether rows are looked up instead of multiplied: an embedding."""
     tied_to: str | None = None
     """Name of the parameter whose storage this one shares; a tied parameter is stored once, under that name."""
 
@@ -68,7 +70,7 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
             table.append(Param(name=f"{name}.bias", shape=(width,), init="zeros", decay=False))
 
     def embedding(name: str, rows: int) -> None:
-        table.append(Param(name=name, shape=(rows, width), init="normal", std=0.02, decay=True))
+        table.append(Param(name=name, shape=(rows, width), init="normal", std=0.02, decay=True, lookup=True))
 
     embedding("transformer.wte.weight", config.vocabulary)
     if config.position.kind == "learned":

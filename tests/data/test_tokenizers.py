@@ -67,6 +67,16 @@ def test_special_tokens_stand_for_no_bytes() -> None:
         assert tokenizer.decode([tokenizer.end_of_text]) == ""
 
 
+def test_text_that_looks_like_a_special_token_is_text() -> None:
+    text = "a<|endoftext|>b"
+    ids = _BPE.encode(text)
+    assert _BPE.end_of_text not in ids
+    assert _BPE.decode(ids) == text
+    assert _BPE.token_bytes()[ids].sum() == len(text)
+    again = from_json(_BPE.to_json(), origin="test")
+    assert again.encode(text).tolist() == ids.tolist()
+
+
 def test_an_unknown_character_is_named_with_the_closest_known() -> None:
     tokenizer = CharTokenizer("abcdeE '\"-\n")
     for text, words in {

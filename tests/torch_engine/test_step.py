@@ -144,5 +144,5 @@ def test_exact_rows_are_those_whose_every_target_is_the_first_choice() -> None:
     solved = choices.copy()
     solved[0, 3] = (solved[0, 3] + 1) % 11  # one row wrong at one place
     solved[1, :] = IGNORE  # nothing asked is nothing wrong
-    _, right = ENGINE.evaluate(state.model, Batch(tokens_BT=data.tokens_BT, targets_BT=solved, count=56))
+    _, right = ENGINE.evaluate(state.model, Batch(tokens_BT=data.tokens_BT, targets_BT=solved, count=56), exact=True)
     assert right == 7

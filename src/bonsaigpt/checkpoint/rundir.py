@@ -28,8 +28,19 @@ class RunDirectory:
     # ------------------------------------------------------------------ making and opening
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, tokenizer: Tokenizer, environment: dict[str, Any]) -> RunDirectory:
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        environment: dict[str, Any],
+        *,
+        start: Checkpoint | None = None,
+    ) -> RunDirectory:
         """Make a new run; an existing folder is never written over.
+
+        Args:
+            start: a checkpoint of step 0 that the run is born with, where the seed alone does not make its weights.
 
         Raises:
             OutputError: the folder exists, or cannot be written (then nothing is left behind).
@@ -39,6 +50,8 @@ class RunDirectory:
             write_text(aside / "config.toml", dump_toml(config))
             write_text(aside / "tokenizer.json", tokenizer.to_json())
             write_text(aside / "environment.json", json.dumps(environment, indent=2) + "\n")
+            if start is not None:
+                files.write(cls(aside).folder(0), start)
             replace_folder(aside, path)
         return cls(path)
 
@@ -92,6 +105,13 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
 
+    def note_session(self, environment: dict[str, Any]) -> None:
+        """Add to environment.json what the run is continued with; the first session's entries stay."""
+        old = self.environment
+        session = "; ".join(str(environment[k]) for k in ("started", "command", "engine", "why") if k in environment)
+        old["resumed"] = [*old.get("resumed", []), session]
+        write_text(self.path / "environment.json", json.dumps(old, indent=2) + "\n")
+
     # ------------------------------------------------------------------ checkpoints
 
     @property
@@ -108,16 +128,22 @@ class RunDirectory:
         """Where the checkpoint of a step lies."""
         return self.checkpoints / f"step-{step:06d}"
 
-    def save(self, checkpoint: Checkpoint, *, keep_every: int = 0) -> None:
-        """Write a checkpoint, point `last` (and `best`, if it is) at it, then drop what nothing points at."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, point `last` (and `best`, if it is) at it, then drop what nothing points at and what is
+        not marked ``keep`` in its state."""
         step = checkpoint.state["step"]
         files.write(self.folder(step), checkpoint)
         best = checkpoint.state["best_step"]
         self._point(checkpoint.state)
         for old in self.steps():
-            kept = keep_every and old % keep_every == 0
-            if old not in (step, best) and not kept:
+            if old not in (step, best) and not self._is_kept(old):
                 shutil.rmtree(self.folder(old), ignore_errors=True)
+
+    def _is_kept(self, step: int) -> bool:
+        try:
+            return bool(files.read_state(self.folder(step)).get("keep"))
+        except (OSError, ValueError):
+            return False  # damaged: nothing to keep
 
     def tidy(self) -> None:
         """Bring back or clear away what a kill in the middle of a write left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -36,6 +37,8 @@ for example:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; exit code 0, 2 for what the user can mend, 130 and 143 after Ctrl-C and SIGTERM."""
     arguments = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sample may hold characters that this terminal cannot show
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         verbs = "\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items())
         print(_HELP.format(version=__version__, verbs=verbs))
@@ -62,6 +65,16 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
         except OSError:
             _discard_output()
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        words = f"{type(error).__name__} {error}".lower()
+        if not any(sign in words for sign in ("memoryerror", "out of memory", "outofmemory", "can't allocate memory")):
+            raise
+        print(
+            "bonsai: out of memory: lower --train.batch_size or raise --train.grad_accum, use a smaller model or "
+            "block, or close other programs.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("bonsai: stopped", file=sys.stderr)

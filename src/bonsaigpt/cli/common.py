@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Arrays, RunDirectory
-from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.config import ModelConfig, RunConfig, setting_names
 from bonsaigpt.data.tokenizers import BpeTokenizer, Tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
@@ -73,7 +75,23 @@ def add_settings(parser: Parser, *sections: str) -> CliSettingsSource[Any]:
     flags = create_model("flags", __base__=_Flags, **chosen)
     positional = " ".join(action.dest.upper() for action in parser._actions if not action.option_strings)
     parser.usage = f"{parser.prog} {positional} [options] [--SECTION.SETTING VALUE ...]"
-    return CliSettingsSource(flags, root_parser=parser, cli_parse_none_str="none", cli_hide_none_type=True)
+    # "unset", because `none` is a kind of position.
+    source = CliSettingsSource(flags, root_parser=parser, cli_parse_none_str="unset", cli_hide_none_type=True)
+    _state_true_defaults(parser)
+    return source
+
+
+def _state_true_defaults(parser: Parser) -> None:
+    """pydantic-settings states the defaults of a union's last member; a flag has ours, or none if its variant is not
+    the default one."""
+    defaults = recipes.flatten(RunConfig().model_dump(mode="json"))
+    for action in parser._actions:
+        name = action.dest
+        if name not in setting_names() or not isinstance(action.help, str):
+            continue
+        words = re.sub(r"\s*\((default: |ifdef: |required).*\)$", "", action.help)
+        value = defaults.get(name)
+        action.help = f"{words} (default: {value})" if value not in (None, "") else words
 
 
 class _Flags(BaseSettings):
@@ -110,8 +128,11 @@ def runs_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
-    """Add --device and --threads, for verbs without settings."""
+    """Add --device, --precision and --threads, for verbs without settings."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], help="number format (default: what the run was trained in)"
+    )
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses")
 
 
@@ -132,9 +153,15 @@ class Opened:
     run: RunDirectory | None
     step: int | None
 
-    def on(self, *, device: str = "auto", threads: int = 0) -> tuple[Engine, Any]:
-        """The engine, and the model placed on it."""
-        engine = load_engine("torch", device=device, threads=threads)
+    def on(self, placement: argparse.Namespace) -> tuple[Engine, Any]:
+        """The engine, and the model placed on it as the flags of ``add_placement`` say."""
+        trained_in = self.run.config.train.precision if self.run is not None else "auto"
+        engine = load_engine(
+            "torch",
+            device=placement.device,
+            precision=placement.precision or trained_in,
+            threads=placement.threads,
+        )
         return engine, engine.model(self.config, self.weights)
 
 
@@ -150,8 +177,9 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     Raises:
         CheckpointError: nothing there, damaged, or of a kind that cannot be read.
     """
-    place, _, which = address.partition("@")
-    path = run_folder(place, runs)
+    parent, name = os.path.split(address)
+    name, _, which = name.partition("@")  # of the last part alone: folders above may have one in their names
+    path = run_folder(os.path.join(parent, name), runs)
     if is_gpt2_folder(path):
         config, weights = read_gpt2(path)
         tokenizer = BpeTokenizer.from_gpt2_files(path)

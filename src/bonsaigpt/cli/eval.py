@@ -14,6 +14,7 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.errors import DataError
 from bonsaigpt.measure import evaluate
 from bonsaigpt.train.callbacks.console import score_line
+from bonsaigpt.train.resume import check_data
 
 __all__ = ["run"]
 
@@ -36,7 +37,7 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     opened = open_model(arguments.model, runs=arguments.runs)
     source = _text_source(opened, arguments.text) if arguments.text else _run_source(opened, arguments.corpora)
-    engine, model = opened.on(device=arguments.device, threads=arguments.threads)
+    engine, model = opened.on(arguments)
     with progress_bar(Console(stderr=True)) as advance:
         result = evaluate(engine, model, source, advance=advance)
     if arguments.json:
@@ -49,7 +50,9 @@ def run(argv: list[str]) -> int:
 def _run_source(opened: Opened, corpora: Path) -> BatchSource:
     if opened.run is None:
         raise DataError(f"{opened.label} brings no data of its own: say what to score with --text FILE.")
-    return open_source(opened.run.config, corpora)
+    source = open_source(opened.run.config, corpora)
+    check_data(opened.run.environment.get("data", source.fingerprint), opened.tokenizer, source)
+    return source
 
 
 def _text_source(opened: Opened, text: Path) -> BatchSource:

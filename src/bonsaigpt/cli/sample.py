@@ -18,7 +18,7 @@ __all__ = ["run"]
 
 _EXAMPLE = """  bonsai sample runs/shakespeare-char --prompt "ROMEO:" --tokens 300 --temperature 0.8
   bonsai sample runs/stdlib@last --prompt @start.txt --samples 3 --seed 1
-  echo "class " | bonsai sample runs/stdlib --prompt -"""
+  printf "class " | bonsai sample runs/stdlib --prompt -"""
 
 
 def run(argv: list[str]) -> int:
@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
         raise GenerateError(f"--samples {arguments.samples} cannot be: ask for 1 or more")
     prompt = read_prompt(arguments.prompt)
     opened = open_model(arguments.model, runs=arguments.runs)
-    engine, model = opened.on(device=arguments.device, threads=arguments.threads)
+    engine, model = opened.on(arguments)
 
     errors = Console(stderr=True)
     began = time.perf_counter()
@@ -113,7 +113,10 @@ def read_prompt(prompt: str) -> str:
             text = prompt
         text.encode("utf-8")  # in some locales Python lets through what is no UTF-8, as lone surrogates
     except OSError as error:
-        raise GenerateError(f"the prompt file {where} cannot be read: {error.strerror}. Check the path.") from None
+        raise GenerateError(
+            f"the prompt file {where} cannot be read: {error.strerror}. Check the path; "
+            "a prompt that begins with @ itself goes through a pipe, with --prompt -."
+        ) from None
     except UnicodeError:
         raise GenerateError(f"the prompt from {where} is not UTF-8 text: convert it, e.g. with iconv.") from None
     if not text:

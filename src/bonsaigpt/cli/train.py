@@ -22,14 +22,14 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError
 from bonsaigpt.files import write_text
-from bonsaigpt.train import train
+from bonsaigpt.train import start_state, train
 from bonsaigpt.train.callbacks.console import ConsoleProgress
 from bonsaigpt.train.callbacks.jsonl import JsonLines
 from bonsaigpt.train.callbacks.samples import Samples
 from bonsaigpt.train.callbacks.tensorboard import TensorBoard
 from bonsaigpt.train.callbacks.wandb import WandB
 from bonsaigpt.train.events import Listener
-from bonsaigpt.train.resume import changes, check_data
+from bonsaigpt.train.resume import changes, check_data, check_same_function
 
 __all__ = ["run"]
 
@@ -101,9 +101,11 @@ def _start(
                 f"{opened.label} was trained with another tokenizer than this data has, so its ids mean other text: "
                 "train on the same data, or without --init"
             )
+        check_same_function(opened.config, config.model, origin=opened.label)
     environment = _environment(engine.describe(), source, argv)
     listeners = _listeners(config, console)
-    run_directory = RunDirectory.create(target, config, source.tokenizer, environment)
+    start = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source)) if opened is not None else None
+    run_directory = RunDirectory.create(target, config, source.tokenizer, environment, start=start)
     outcome = train(
         config,
         engine=engine,
@@ -111,7 +113,7 @@ def _start(
         run=run_directory,
         environment=environment,
         listeners=listeners,
-        init=opened.weights if opened is not None else None,
+        resume=start,
     )
     return run_directory, _exit_code(outcome.reason)
 
@@ -141,15 +143,17 @@ def _resume(
     trained_on = checkpoint.state if checkpoint is not None else run_directory.environment
     check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
     environment = _environment(engine.describe(), source, argv)
+    listeners = _listeners(config, console)  # it may refuse; only then is anything written
     if config != old:
         write_text(folder / "config.toml", dump_toml(config))
+    run_directory.note_session(environment)
     outcome = train(
         config,
         engine=engine,
         source=source,
         run=run_directory,
         environment=environment,
-        listeners=_listeners(config, console),
+        listeners=listeners,
         resume=checkpoint,
     )
     return run_directory, _exit_code(outcome.reason)
@@ -158,7 +162,9 @@ def _resume(
 def _as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
     """The run's folder, if the argument means one; a recipe of the same name is meant first, unless to resume."""
     path = Path(recipe)
-    if path.is_dir() or (path.suffix != ".toml" and len(path.parts) > 1):
+    if path.name == "config.toml" and path.is_file():  # a run's own file means the run
+        return path.parent
+    if (path.is_dir() and recipe not in recipes.names()) or (path.suffix != ".toml" and len(path.parts) > 1):
         return path
     return runs / recipe if (resume or recipe not in recipes.names()) and (runs / recipe).is_dir() else None
 

@@ -21,7 +21,7 @@ class CosineSchedule(Config):
     warmup: int = Field(default=100, ge=0)
     """Steps of linear warmup."""
     final: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Learning rate at the last step, as a share of the peak."""
+    """Learning rate at the end, as a share of the peak."""
 
 
 class ConstantSchedule(Config):

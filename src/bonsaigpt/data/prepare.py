@@ -83,7 +83,10 @@ def prepare(
     text_sha256 = digest.hexdigest()
     folder = corpora / f"{config.kind}-{_key(config, text_sha256)}"
     if folder.exists():
-        return open_corpus(folder)
+        corpus = open_corpus(folder)
+        if corpus.text_sha256 != text_sha256:
+            raise DataError(f"{folder} holds another text than it is named for: delete it to prepare it anew")
+        return corpus
 
     train, val, how = split_documents(found, config)
     say(f"{len(found)} documents, {sum(len(d.text) for d in found):,} characters; {how}")
@@ -184,11 +187,11 @@ def _prepare_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Corpus:
 
 
 def _key(config: DataConfig, text: str) -> str:
-    """Eight hex digits over all settings that change the tokens on disk."""
+    """Twelve hex digits over all settings that change the tokens on disk."""
     settings = config.model_dump(mode="json", exclude={"order", "path"})
     if isinstance(config, TextData) and isinstance(config.tokenizer, Gpt2TokenizerConfig):
         settings["tokenizer"] = hashlib.sha256(make_tokenizer(config, [], []).to_json().encode()).hexdigest()
-    return hashlib.sha256((json.dumps(settings, sort_keys=True) + text).encode()).hexdigest()[:8]
+    return hashlib.sha256((json.dumps(settings, sort_keys=True) + text).encode()).hexdigest()[:12]
 
 
 def _content_hash(text: str) -> float:

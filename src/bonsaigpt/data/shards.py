@@ -128,6 +128,8 @@ class CorpusWriter:
         with writing(self._aside):
             (self._aside / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
             (self._aside / "corpus.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+            if self.folder.exists():  # another process made the same corpus meanwhile
+                return open_corpus(self.folder)
             replace_folder(self._aside, self.folder)
         return corpus
 

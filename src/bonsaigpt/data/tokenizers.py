@@ -193,6 +193,8 @@ class BpeTokenizer(_Base):
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self._hf = tokenizer
+        # Text that merely looks like a special token is text: only the shards' writer may put the token itself.
+        tokenizer.encode_special_tokens = True
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self.end_of_text = tokenizer.token_to_id(END_OF_TEXT)
         special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}

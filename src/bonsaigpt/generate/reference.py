@@ -23,13 +23,14 @@ def generate_uncached(
     sampling: Sampling,
     overflow: Overflow = "slide",
     slide: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[np.ndarray]:
     """What ``generate`` must equal; same arguments, same tokens."""
-    block = model.config.block_size
+    block = engine.block_size(model)
     slide = check_lengths(prompt_BT.shape[1], tokens, block, overflow, slide)
     seen = prompt_BT.astype(np.int64)
     for _ in range(tokens):
         context = seen[:, context_start(seen.shape[1], block, slide) :]
-        token_B = choose(engine.next_logits(model, context), sampling, position=seen.shape[1])
+        token_B = choose(engine.next_logits(model, context)[:, :vocab_size], sampling, position=seen.shape[1])
         yield token_B
         seen = np.concatenate([seen, token_B[:, None]], axis=1)

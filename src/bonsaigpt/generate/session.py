@@ -33,6 +33,7 @@ def generate(
     sampling: Sampling,
     overflow: Overflow = "slide",
     slide: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the next token of every row, (B,) int64, ``tokens`` times.
 
@@ -40,18 +41,19 @@ def generate(
         prompt_BT: at least one token in each row; rows are continued independently of each other.
         overflow: what to do past the block size.
         slide: tokens dropped at once under ``slide``; none means an eighth of the block.
+        vocab_size: draw from the first so many ids alone: a head padded beyond its tokenizer has ids without a text.
 
     Raises:
         GenerateError: an empty prompt; a prompt with its continuation beyond the block under ``error``.
     """
-    block = model.config.block_size
+    block = engine.block_size(model)
     slide = check_lengths(prompt_BT.shape[1], tokens, block, overflow, slide)
     seen = prompt_BT.astype(np.int64)
     cache = engine.cache(model, batch=len(seen))
     start = context_start(seen.shape[1], block, slide)
     fresh = seen[:, start:]
     for _ in range(tokens):
-        logits_BV = engine.next_logits(model, fresh, cache)
+        logits_BV = engine.next_logits(model, fresh, cache)[:, :vocab_size]
         token_B = choose(logits_BV, sampling, position=seen.shape[1])
         yield token_B
         seen = np.concatenate([seen, token_B[:, None]], axis=1)
@@ -107,7 +109,17 @@ def generate_text(
     ids = tokenizer.encode(prompt)
     prompt_BT = np.tile(ids.astype(np.int64), (samples, 1))
     streams = [TextStream(tokenizer) for _ in range(samples)]
-    for token_B in generate(engine, model, prompt_BT, tokens=tokens, sampling=sampling, overflow=overflow, slide=slide):
+    drawn = generate(
+        engine,
+        model,
+        prompt_BT,
+        tokens=tokens,
+        sampling=sampling,
+        overflow=overflow,
+        slide=slide,
+        vocab_size=tokenizer.vocab_size,
+    )
+    for token_B in drawn:
         for row, token in enumerate(token_B.tolist()):
             piece = streams[row].push(token)
             if piece and on_text:

@@ -10,8 +10,7 @@ __all__ = ["flops_per_token", "matrix_parameters"]
 
 def matrix_parameters(config: ModelConfig) -> int:
     """Elements of all matrices that a token is multiplied with: the head counts, look-ups do not."""
-    lookups = ("transformer.wte.weight", "transformer.wpe.weight")
-    return sum(p.size for p in parameters(config) if len(p.shape) == 2 and p.name not in lookups)
+    return sum(p.size for p in parameters(config) if len(p.shape) == 2 and not p.lookup)
 
 
 def flops_per_token(config: ModelConfig) -> int:

@@ -33,6 +33,12 @@ class Evaluation:
         """For JSON; what does not apply is left out."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    @classmethod
+    def from_dict(cls, scores: dict[str, Any]) -> Evaluation:
+        """What ``as_dict`` gave."""
+        optional: dict[str, Any] = {"bits_per_byte": None, "exact": None}
+        return cls(**optional | scores)
+
 
 def evaluate(
     engine: Engine, model: Any, source: BatchSource, *, advance: Callable[[str, int, int], None] | None = None
@@ -40,7 +46,7 @@ def evaluate(
     """Score every target of the source's validation split exactly once; ``advance(what, done, total)`` follows."""
     total, count, rows, solved = 0.0, 0, 0, 0
     for batch in source.validation():
-        loss_sum, right = engine.evaluate(model, batch)
+        loss_sum, right = engine.evaluate(model, batch, exact=source.exact_match)
         total += loss_sum
         count += batch.count
         rows += len(batch.tokens_BT)

@@ -13,6 +13,7 @@ from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.device import Placement, choose_placement
+from bonsaigpt.torch_engine.linear import linear
 from bonsaigpt.torch_engine.model import GPT, build, weights
 from bonsaigpt.torch_engine.optim import load_state, make_optimizer, state_arrays
 from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, train_step
@@ -62,9 +63,9 @@ class TorchEngine:
         """One optimizer step, in place."""
         return train_step(state, batch, config=config, placement=self.placement, lr=lr, step=step)
 
-    def evaluate(self, model: GPT, batch: Batch) -> tuple[float, int]:
-        """Sum of the loss in nats, and rows solved whole."""
-        return evaluate_batch(model, batch, self.placement)
+    def evaluate(self, model: GPT, batch: Batch, *, exact: bool = False) -> tuple[float, int]:
+        """Sum of the loss in nats, and, if ``exact``, rows solved whole."""
+        return evaluate_batch(model, batch, self.placement, exact=exact)
 
     # ------------------------------------------------------------------ a model alone
 
@@ -75,6 +76,10 @@ class TorchEngine:
     def model_of(self, state: State) -> GPT:
         """The model inside a training state."""
         return state.model
+
+    def block_size(self, model: GPT) -> int:
+        """Longest context of the model, in tokens."""
+        return model.config.block_size
 
     def cache(self, model: GPT, *, batch: int) -> FullCache:
         """An empty cache with one slot for each position of a block."""
@@ -93,5 +98,5 @@ class TorchEngine:
         tokens = torch.from_numpy(np.ascontiguousarray(tokens_BT, dtype=np.int64)).to(self.placement.device)
         with self.placement.autocast():
             last_B1D = model.hidden(tokens, cache=cache)[:, -1:]
-            logits_BV = torch.nn.functional.linear(last_B1D, model.head_weight)[:, 0]
+            logits_BV = linear(last_B1D, model.head_weight)[:, 0]
         return logits_BV.float().cpu().numpy()

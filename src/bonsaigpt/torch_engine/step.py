@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def train_step(
         (loss_sum / batch.count).backward()
         total += loss_sum.detach()
     limit = config.optim.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -68,20 +69,27 @@ def train_step(
 
 
 @torch.inference_mode()
-def evaluate_batch(model: GPT, batch: Batch, placement: Placement) -> tuple[float, int]:
-    """Sum of the loss in nats, and rows whose every target is the model's first choice."""
+def evaluate_batch(model: GPT, batch: Batch, placement: Placement, *, exact: bool) -> tuple[float, int]:
+    """Sum of the loss in nats, and, if ``exact``, rows whose every target is the model's first choice."""
     model.eval()
     tokens_BT, targets_BT = to_device(batch, placement.device)
-    with placement.autocast():
-        logits_BTV = model(tokens_BT)
-    loss_sum = cross_entropy_sum(logits_BTV, targets_BT).item()
-    right_BT = (logits_BTV.argmax(dim=-1) == targets_BT) | (targets_BT == IGNORE)
-    return loss_sum, int(right_BT.all(dim=1).sum())
+    loss_sum, right = 0.0, 0
+    # As many rows at once as keep the logits below 2^25 elements (128 MiB): a vocabulary of 50,257 needs the bound.
+    rows = max(1, 2**25 // (tokens_BT.shape[1] * model.config.vocabulary))
+    for tokens, targets in zip(tokens_BT.split(rows), targets_BT.split(rows), strict=True):
+        with placement.autocast():
+            logits_BTV = model(tokens)
+        loss_sum += cross_entropy_sum(logits_BTV, targets).item()
+        if exact:
+            right_BT = (logits_BTV.argmax(dim=-1) == targets) | (targets == IGNORE)
+            right += int(right_BT.all(dim=1).sum())
+    return loss_sum, right
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Inputs and targets as tensors; on a GPU the copy does not wait."""
-    tokens, targets = torch.from_numpy(batch.tokens_BT), torch.from_numpy(batch.targets_BT)
+    # Inputs and targets are two views of one window; a strided copy to a GPU would wait in spite of pinning.
+    tokens, targets = (torch.from_numpy(np.ascontiguousarray(a)) for a in (batch.tokens_BT, batch.targets_BT))
     if device.type == "cuda":
         return tokens.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)
     return tokens.to(device), targets.to(device)

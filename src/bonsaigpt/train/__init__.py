@@ -1,5 +1,6 @@
 """The training loop and what may listen to it. Engine-agnostic: no torch, no jax."""
 
-from bonsaigpt.train.loop import Outcome, train
+from bonsaigpt.train.events import Outcome
+from bonsaigpt.train.loop import start_state, train
 
-__all__ = ["Outcome", "train"]
+__all__ = ["Outcome", "start_state", "train"]

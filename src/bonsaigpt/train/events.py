@@ -10,7 +10,7 @@ from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.measure import Evaluation
 
-__all__ = ["Callback", "EvalEvent", "Listener", "LogEvent", "ProgressEvent", "StartEvent", "StepEvent", "StopEvent"]
+__all__ = ["Callback", "EvalEvent", "Listener", "LogEvent", "Outcome", "ProgressEvent", "StartEvent", "StepEvent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,8 @@ class LogEvent:
     lr: float
     tokens_per_second: float
     """Since the last log event, training alone."""
+    tflops: float
+    """Floating-point operations of training in the same time, 10^12 a second (see measure/accounting.py)."""
     memory_mb: float
     """Peak resident memory of this process, 2^20 bytes."""
 
@@ -71,15 +73,14 @@ class EvalEvent:
     tokens: int
     seconds: float
     evaluation: Evaluation
-    eval_seconds: float
     is_best: bool
     write: Callable[[str, int], str]
     """``write(prompt, tokens)``: what the model of this moment writes. Costs nothing unless called."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StopEvent:
-    """After the last checkpoint is on the disk; nothing that happens now can lose it."""
+class Outcome:
+    """How the training ended; told when the last checkpoint is on the disk, so that nothing can lose it."""
 
     step: int
     reason: str
@@ -96,7 +97,7 @@ class Listener(Protocol):
     def on_log(self, event: LogEvent) -> None: ...
     def on_progress(self, event: ProgressEvent) -> None: ...
     def on_eval(self, event: EvalEvent) -> None: ...
-    def on_stop(self, event: StopEvent) -> None: ...
+    def on_stop(self, event: Outcome) -> None: ...
     def close(self) -> None: ...
 
 
@@ -118,7 +119,7 @@ class Callback:
     def on_eval(self, event: EvalEvent) -> None:
         """After each evaluation."""
 
-    def on_stop(self, event: StopEvent) -> None:
+    def on_stop(self, event: Outcome) -> None:
         """After the last checkpoint."""
 
     def close(self) -> None:

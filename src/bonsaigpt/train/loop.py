@@ -9,35 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
-from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory
+from bonsaigpt.checkpoint import Checkpoint, RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import BatchSource
-from bonsaigpt.engines import Engine
+from bonsaigpt.engines import Engine, Metrics
 from bonsaigpt.errors import BonsaiError
 from bonsaigpt.generate import generate_text
-from bonsaigpt.measure import evaluate
+from bonsaigpt.measure import Evaluation, evaluate, flops_per_token
 from bonsaigpt.sampling import Sampling
 from bonsaigpt.spec import parameter_count
-from bonsaigpt.train.events import EvalEvent, Listener, LogEvent, ProgressEvent, StartEvent, StepEvent, StopEvent
+from bonsaigpt.train.events import EvalEvent, Listener, LogEvent, Outcome, ProgressEvent, StartEvent, StepEvent
 from bonsaigpt.train.interrupt import Interrupt
 from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import learning_rate
 
-__all__ = ["Outcome", "train"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a call of ``train`` ended."""
-
-    step: int
-    reason: str
-    """``done``, or the name of the signal."""
-    best_loss: float
-    best_step: int
+__all__ = ["start_state", "train"]
 
 
 def train(
@@ -48,20 +36,32 @@ def train(
     run: RunDirectory,
     environment: dict[str, Any],
     listeners: Sequence[Listener] = (),
-    init: Arrays | None = None,
     resume: Checkpoint | None = None,
 ) -> Outcome:
     """Train until ``config.train.steps`` or a signal; the last checkpoint is on the disk when this returns.
 
     Args:
-        init: weights to start from; the optimizer and the step count start afresh.
-        resume: a checkpoint to go on from, optimizer, step count and all.
+        resume: a checkpoint to go on from: weights, moments and step count; of step 0 it has the weights alone.
     """
     with Interrupt() as interrupt, ExitStack() as closing:
         for listener in listeners:
             closing.callback(listener.close)
-        trainer = _Trainer(config, engine, source, run, listeners, init, resume)
+        trainer = _Trainer(config, engine, source, run, listeners, resume)
         return trainer.run_through(interrupt, environment)
+
+
+def start_state(source: BatchSource) -> dict[str, Any]:
+    """The ``state.json`` of a run that has not taken a step."""
+    return {
+        "step": 0,
+        "tokens": 0,
+        "seconds": 0.0,
+        "best_loss": None,
+        "best_step": -1,
+        "evaluation": None,
+        "keep": False,
+        "data": source.fingerprint,
+    }
 
 
 class _Trainer:
@@ -74,27 +74,20 @@ class _Trainer:
         source: BatchSource,
         run: RunDirectory,
         listeners: Sequence[Listener],
-        init: Arrays | None,
         resume: Checkpoint | None,
     ) -> None:
-        self.config, self.engine, self.source, self.run, self.listeners = (
-            config,
-            engine,
-            source,
-            run,
-            listeners,
-        )
+        self.config, self.engine, self.source = config, engine, source
+        self.run, self.listeners = run, listeners
+        saved = resume.state if resume is not None else start_state(source)
+        self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
+        self.best_step = saved["best_step"]
+        self.best_loss = saved["best_loss"] if saved["best_loss"] is not None else float("inf")
+        self.evaluation = Evaluation.from_dict(saved["evaluation"]) if saved["evaluation"] is not None else None
         if resume is None:
-            self.state = engine.init(config, init)
-            self.step, self.tokens, self.seconds = 0, 0, 0.0
-            self.best_loss, self.best_step = float("inf"), -1
+            self.state = engine.init(config)
         else:
-            saved = resume.state
-            self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
-            self.best_loss, self.best_step = saved["best_loss"], saved["best_step"]
             self.state = engine.restore(config, resume.model, resume.optimizer, step=self.step)
         self.saved_step = self.step if resume is not None else -1
-        self.seed_makes_start = init is None
 
     def run_through(self, interrupt: Interrupt, environment: dict[str, Any]) -> Outcome:
         """All steps that are left."""
@@ -111,13 +104,17 @@ class _Trainer:
         )
         if self.step == 0:
             self._evaluate_and_save()
+        elif self.evaluation is not None:  # a kill may have come before anybody heard of it
+            self._tell_evaluation()
         started, timed_tokens = time.perf_counter(), self.tokens
+        metrics: Metrics | None = None
         while self.step < train.steps and interrupt.name is None:
             lr = learning_rate(config, self.step)
             batch = self.source.batch_at(self.step)
             metrics = self.engine.step(self.state, batch, config=config, lr=lr, step=self.step)
             self.step += 1
             self.tokens += batch.count
+            self.evaluation = None  # it was of other weights
             self._tell("on_step", StepEvent(step=self.step, tokens=self.tokens))
 
             last = self.step == train.steps
@@ -126,6 +123,7 @@ class _Trainer:
                 host = metrics.host()  # waits for the device, so that the clock is read after the work
                 elapsed = time.perf_counter() - started
                 self.seconds += elapsed
+                speed = (self.tokens - timed_tokens) / elapsed
                 self._tell(
                     "on_log",
                     LogEvent(
@@ -133,7 +131,8 @@ class _Trainer:
                         tokens=self.tokens,
                         seconds=self.seconds,
                         lr=lr,
-                        tokens_per_second=(self.tokens - timed_tokens) / elapsed,
+                        tokens_per_second=speed,
+                        tflops=speed * flops_per_token(config.model) / 1e12,
                         memory_mb=peak_memory_mb(),
                         **host,
                     ),
@@ -141,58 +140,69 @@ class _Trainer:
                 if due:
                     self._evaluate_and_save()
                 started, timed_tokens = time.perf_counter(), self.tokens
-        if self.saved_step != self.step:  # a signal came between two evaluations
+            if self._is_kept() and self.saved_step != self.step:
+                self._save()
+        if metrics is not None and self.saved_step != self.step:  # a signal came between two evaluations
+            self._refuse_divergence("training", metrics.host()["loss"])  # it must not become `last`
             self.seconds += time.perf_counter() - started
             self._save()
         reason = interrupt.name if interrupt.name is not None and self.step < train.steps else "done"
         outcome = Outcome(step=self.step, reason=reason, best_loss=self.best_loss, best_step=self.best_step)
-        self._tell("on_stop", StopEvent(**vars(outcome)))
+        self._tell("on_stop", outcome)
         return outcome
 
     def _evaluate_and_save(self) -> None:
-        began = time.perf_counter()
         model = self.engine.model_of(self.state)
-        evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
-        spent = time.perf_counter() - began
-        if not evaluation.loss < float("inf"):  # NaN as well
-            raise BonsaiError(
-                f"training diverged: the validation loss at step {self.step} is {evaluation.loss}. The last good "
-                f"checkpoint is {self.run.path}@last; try a lower --optim.lr or a longer --optim.schedule.warmup"
-            )
-        is_best = evaluation.loss < self.best_loss
-        if is_best:
-            self.best_loss, self.best_step = evaluation.loss, self.step
-        if self.step > 0 or not self.seed_makes_start:  # the weights of another run cannot be made again
+        self.evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
+        self._refuse_divergence("validation", self.evaluation.loss)
+        if self.evaluation.loss < self.best_loss:
+            self.best_loss, self.best_step = self.evaluation.loss, self.step
+        if self.step > 0:
             self._save()  # before any listener may fail
+        self._tell_evaluation()
+
+    def _tell_evaluation(self) -> None:
+        assert self.evaluation is not None
         self._tell(
             "on_eval",
             EvalEvent(
                 step=self.step,
                 tokens=self.tokens,
                 seconds=self.seconds,
-                evaluation=evaluation,
-                eval_seconds=spent,
-                is_best=is_best,
+                evaluation=self.evaluation,
+                is_best=self.best_step == self.step,
                 write=self._write_text,
             ),
         )
+
+    def _refuse_divergence(self, split: str, loss: float) -> None:
+        if loss < float("inf"):  # false for NaN
+            return
+        saved = f"The last good checkpoint is {self.run.path}@last; try" if self.saved_step > 0 else "Try"
+        raise BonsaiError(
+            f"training diverged: the {split} loss at step {self.step} is {loss}. {saved} a lower --optim.lr or a "
+            "longer --optim.schedule.warmup"
+        )
+
+    def _is_kept(self) -> bool:
+        every = self.config.train.keep_every
+        return every > 0 and self.step % every == 0
 
     def _follow(self, what: str, done: int, total: int) -> None:
         self._tell("on_progress", ProgressEvent(what=what, done=done, total=total))
 
     def _save(self) -> None:
         model, optimizer = self.engine.arrays(self.state)
-        state = {
+        state = start_state(self.source) | {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "best_loss": self.best_loss,
             "best_step": self.best_step,
-            "data": self.source.fingerprint,
+            "evaluation": self.evaluation.as_dict() if self.evaluation is not None else None,
+            "keep": self._is_kept(),
         }
-        self.run.save(
-            Checkpoint(model=model, optimizer=optimizer, state=state), keep_every=self.config.train.keep_every
-        )
+        self.run.save(Checkpoint(model=model, optimizer=optimizer, state=state))
         self.saved_step = self.step
 
     def _write_text(self, prompt: str, tokens: int) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bonsaigpt.config import RunConfig
+from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.recipes import flatten
 
-__all__ = ["changes", "check_data"]
+__all__ = ["changes", "check_data", "check_same_function"]
 
 _FREE = ("about", "data.path", "model.dropout", "optim.", "train.")
 _FIXED = ("train.batch_size",)
@@ -40,6 +40,21 @@ def check_data(fingerprint: str, tokenizer: Tokenizer, source: BatchSource) -> N
     """Raise ``CheckpointError`` if the data is not what a run of this fingerprint and tokenizer was trained on."""
     if fingerprint != source.fingerprint or tokenizer.to_json() != source.tokenizer.to_json():
         raise CheckpointError(
-            "the data is not what this run was trained on (its fingerprint differs): restore the text, or start a "
-            "new run from these weights with --init"
+            "the data is not what this run was trained on (its fingerprint differs): restore the text, score another "
+            "one with `bonsai eval RUN --text FILE`, or start a new run from these weights with --init"
         )
+
+
+def check_same_function(theirs: ModelConfig, ours: ModelConfig, *, origin: str) -> None:
+    """Raise ``ConfigError`` if weights of one configuration would compute something else under the other.
+
+    Equal shapes do not suffice: pre- and post-norm, or the two GELUs, have the same parameters.
+    """
+    free = {"preset", "dropout", "vocab_size", "block_size"}  # sizes are checked by the shapes themselves
+    before, after = (flatten(c.model_dump(mode="json", exclude=free)) for c in (theirs, ours))
+    for name in before.keys() | after.keys():
+        if before.get(name) != after.get(name):
+            raise ConfigError(
+                f"model.{name} is {after.get(name)}, but the weights of {origin} were made with {before.get(name)}: "
+                "set it to that"
+            )

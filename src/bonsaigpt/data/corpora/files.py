@@ -17,7 +17,7 @@ def documents(config: FilesData) -> list[Document]:
     if root.is_file():
         return [read_document(root)]
     try:
-        paths = sorted(p for p in root.glob(config.pattern) if p.is_file())
+        paths = sorted((p for p in root.glob(config.pattern) if p.is_file()), key=lambda p: p.as_posix())
     except (ValueError, NotImplementedError) as error:  # pathlib's words for a pattern that is empty or absolute
         raise DataError(
             f"'{config.pattern}' is no pattern for files below {root} ({error}): set --data.pattern, e.g. '**/*.md'."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -44,7 +45,7 @@ def download(target: Path = LOCAL, *, url: str = URL, timeout: float = 30.0) -> 
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
             body = response.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise DataError(
             f"{url} could not be fetched ({error}). Without a network give the file with --data.path, "
             "or use recipe `stdlib`, which needs none."

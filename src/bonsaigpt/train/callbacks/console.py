@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bonsaigpt.measure import Evaluation
-from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, ProgressEvent, StartEvent, StepEvent, StopEvent
+from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, Outcome, ProgressEvent, StartEvent, StepEvent
 
 __all__ = ["ConsoleProgress", "score_line"]
 
@@ -40,10 +40,9 @@ class ConsoleProgress(Callback):
 
     def on_start(self, event: StartEvent) -> None:
         config, say = event.config, self._console.print
-        per_step = config.train.batch_size * config.model.block_size
         say(
             f"[bold green]{escape(str(event.run.path))}[/]  {event.parameters:,} parameters, "
-            f"{config.train.steps:,} steps of {per_step:,} tokens"
+            f"{config.train.steps:,} steps of {config.train.batch_size} sequences"
             + (f", resumed at step {event.step:,}" if event.step else "")
         )
         say(f"[dim]{escape(event.environment['why'])}[/]", highlight=False, soft_wrap=True)
@@ -69,10 +68,11 @@ class ConsoleProgress(Callback):
             highlight=False,
             soft_wrap=True,
         )
+        self._progress.update(self._task, figures=self._best)
         if event.is_best:
             self._best = f"best {event.evaluation.loss:.4f}"
 
-    def on_stop(self, event: StopEvent) -> None:
+    def on_stop(self, event: Outcome) -> None:
         self._progress.stop()
         if event.reason != "done":
             self._console.print(f"[yellow]{event.reason}[/]: saved at step {event.step:,}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +23,13 @@ class JsonLines(Callback):
 
     def on_start(self, event: StartEvent) -> None:
         path = event.run.path / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= event.step] if event.step else []
-        # A killed run may have written past its last checkpoint, or half a line; those steps come again.
+        # A killed run may have written past its last checkpoint, or half a line; those steps come again, and so does
+        # the evaluation of the checkpoint itself, which nobody may have heard of.
+        kept = [
+            line
+            for line in read_metrics(path)
+            if line["step"] < event.step or (line["step"] == event.step > 0 and "val_loss" not in line)
+        ]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         with writing(path):
             self._file = path.open("a", encoding="utf-8")
@@ -42,7 +48,9 @@ class JsonLines(Callback):
 
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file is not None
-        rounded = {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in record.items()}
+        # JSON knows neither NaN nor infinity.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        rounded = {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in finite.items()}
         with writing(Path(self._file.name)):
             self._file.write(json.dumps(rounded) + "\n")
             self._file.flush()

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from bonsaigpt.errors import DeviceError
+from bonsaigpt.randomness import key
 from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, StartEvent
 
 __all__ = ["WandB"]
@@ -27,7 +28,7 @@ class WandB(Callback):
         self._run = self._wandb.init(
             project=self._project,
             name=name,
-            id=name,
+            id=f"{name}-{key(str(event.run.environment.get('started', name))):016x}",
             resume="allow",
             dir=str(event.run.path),
             config=event.config.model_dump(mode="json"),
