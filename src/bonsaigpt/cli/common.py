@@ -84,6 +84,9 @@ def add_settings(parser: Parser, *sections: str) -> CliSettingsSource[Any]:
 def _state_true_defaults(parser: Parser) -> None:
     """pydantic-settings states the defaults of a union's last member; a flag has ours, or none if its variant is not
     the default one."""
+    for group in parser._action_groups:
+        if group.description is not None and "undefined" in group.description:
+            group.description = None
     defaults = recipes.flatten(RunConfig().model_dump(mode="json"))
     for action in parser._actions:
         name = action.dest
