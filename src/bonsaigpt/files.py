@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
     with writing(path):
         _clear_abandoned(path)
         try:
-            aside.write_text(text, encoding="utf-8")
+            aside.write_bytes(text.encode("utf-8"))  # as it is: Windows would write other line ends
             sync(aside)
             os.replace(aside, path)
         finally:

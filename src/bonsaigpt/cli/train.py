@@ -19,7 +19,7 @@ from bonsaigpt.cli.common import Parser, add_settings, open_model, progress_bar,
 from bonsaigpt.config import RunConfig, derive, dump_toml, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.prepare import open_source
-from bonsaigpt.engines import load_engine
+from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError
 from bonsaigpt.files import write_text
 from bonsaigpt.train import start_state, train
@@ -88,9 +88,7 @@ def _start(
         raise ConfigError(f"a run cannot be named '{name}': choose the name of one folder, without @, with --name.")
     target = arguments.runs / name
     RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
-    engine = load_engine(
-        "torch", device=config.train.device, precision=config.train.precision, threads=config.train.threads
-    )
+    engine = _engine(config)
     opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
     source = _open_data(config, arguments.corpora, console)
     config = _with_vocabulary(config, source)
@@ -136,9 +134,7 @@ def _resume(
                 f"{folder} has done all of its {checkpoint.state['step']} steps: "
                 f"give more, e.g. --train.steps {2 * checkpoint.state['step']}"
             )
-    engine = load_engine(
-        "torch", device=config.train.device, precision=config.train.precision, threads=config.train.threads
-    )
+    engine = _engine(config)
     source = _open_data(config, arguments.corpora, console)
     trained_on = checkpoint.state if checkpoint is not None else run_directory.environment
     check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
@@ -171,6 +167,11 @@ def _as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
 
 def _with(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
+
+
+def _engine(config: RunConfig) -> Engine:
+    train = config.train
+    return load_engine("torch", device=train.device, precision=train.precision, threads=train.threads)
 
 
 def _open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:

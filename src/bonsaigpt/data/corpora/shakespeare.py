@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from bonsaigpt.config import ShakespeareData
 from bonsaigpt.data.corpora.document import Document, read_document
 from bonsaigpt.errors import DataError
-from bonsaigpt.files import writing
+from bonsaigpt.files import write_text
 
 __all__ = ["SHA256", "URL", "documents", "download"]
 
@@ -52,8 +51,5 @@ def download(target: Path = LOCAL, *, url: str = URL, timeout: float = 30.0) -> 
         ) from None
     if hashlib.sha256(body).hexdigest() != SHA256:
         raise DataError(f"what {url} sent is not Tiny Shakespeare (its SHA-256 differs): try again later.")
-    aside = target.with_name(f".{target.name}.part")
-    with writing(target):
-        aside.write_bytes(body)
-        os.replace(aside, target)
+    write_text(target, body.decode("utf-8"))
     return target
