@@ -20,7 +20,7 @@ from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.measure import evaluate
 from bonsaigpt.spec import parameter_count
-from bonsaigpt.train.schedule import learning_rate
+from bonsaigpt.train.schedule import schedule_share
 
 _MODERN = {
     "mlp": {"kind": "relu2"},
@@ -105,8 +105,8 @@ def _run(arguments: Any, seed: int, changes: dict[str, Any]) -> tuple[float, flo
     state = engine.init(config)
     began = time.perf_counter()
     for step in range(arguments.steps):
-        lr = learning_rate(config, step)
-        engine.step(state, source.batch_at(step), config=config, lr=lr, step=step)
+        share = schedule_share(config, step)
+        engine.step(state, source.batch_at(step), config=config, share=share, step=step)
     seconds = time.perf_counter() - began
     return evaluate(engine, engine.model_of(state), source).loss, seconds
 

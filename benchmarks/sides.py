@@ -23,7 +23,7 @@ from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import DataError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.torch_engine.model import load_weights, weights
-from bonsaigpt.train.schedule import learning_rate
+from bonsaigpt.train.schedule import schedule_share
 
 __all__ = ["NanoGPT", "Ours", "Setup", "Side", "check_nanogpt"]
 
@@ -77,15 +77,15 @@ class Ours:
     def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
         state = self.engine.init(self.config, values)
         batch = Batch(tokens_BT=tokens_BT, targets_BT=targets_BT, count=targets_BT.size)
-        metrics = self.engine.step(state, batch, config=self.config, lr=0.0, step=0).host()
+        metrics = self.engine.step(state, batch, config=self.config, share=0.0, step=0).host()
         return metrics["loss"], metrics["grad_norm"]
 
     def advance(self, steps: int) -> float:
         began = time.perf_counter()
         for _ in range(steps):
-            lr = learning_rate(self.config, self.step)
+            share = schedule_share(self.config, self.step)
             batch = self.source.batch_at(self.step)
-            metrics = self.engine.step(self.state, batch, config=self.config, lr=lr, step=self.step)
+            metrics = self.engine.step(self.state, batch, config=self.config, share=share, step=self.step)
             self.step += 1
             if self.step % self.log_interval == 0:
                 metrics.host()

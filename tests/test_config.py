@@ -70,7 +70,16 @@ def test_every_setting_is_documented() -> None:
         ({"model": {"dropout": 1.5}}, ["model.dropout = 1.5", "less than 1"]),
         ({"model": {"preset": "gpt5"}}, ["model.preset = 'gpt5'", "gpt-nano"]),
         ({"data": {"kind": "files"}}, ["data.path is missing", "--data.path"]),
-        ({"train": {"batch_size": 10, "grad_accum": 4}}, ["equal parts", "12"]),
+        ({"train": {"batch_ramp": {"kind": "staged", "sizes": [2], "until": [5, 9]}}}, ["1 sizes and 2 ends"]),
+        ({"train": {"batch_ramp": {"kind": "staged", "sizes": [2, 4], "until": [9, 5]}}}, ["ends that grow"]),
+        (
+            {"train": {"batch_ramp": {"kind": "linear"}}, "data": {"kind": "zero_one", "order": "streams"}},
+            ["batch_ramp", "streams"],
+        ),
+        (
+            {"train": {"context_ramp": {"kind": "linear"}}, "data": {"kind": "sort"}},
+            ["context_ramp", "sort"],
+        ),
         ({"model": {"block_size": 8}, "data": {"kind": "sort", "length": 6}}, ["too short to sort 6", "at least 11"]),
         ({"train": {"precision": "fp8"}}, ["train.precision = 'fp8'", "'bf16'"]),
     ],

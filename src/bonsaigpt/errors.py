@@ -6,6 +6,7 @@ BonsaiError                 anything a user can mend; the CLI prints it and exit
 │   └── TokenizerError      a character or id outside the vocabulary
 ├── CheckpointError         a run or checkpoint is missing, damaged, foreign or of another shape
 ├── GenerateError           a prompt or a sampling setting cannot be used
+├── DivergenceError         a training ran away again and again; the message says what to try
 ├── DeviceError             a device, precision or optional package is not there
 └── OutputError             the disk is full, a folder is read-only, a file already exists
 """
@@ -21,6 +22,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeviceError",
+    "DivergenceError",
     "GenerateError",
     "OutputError",
     "TokenizerError",
@@ -50,6 +52,10 @@ class CheckpointError(BonsaiError):
 
 class GenerateError(BonsaiError):
     """A prompt or a sampling setting cannot be used."""
+
+
+class DivergenceError(BonsaiError):
+    """A training ran away, and going back to its last good checkpoint did not help."""
 
 
 class DeviceError(BonsaiError):

@@ -37,10 +37,20 @@ class Param:
     """Standard deviation of a normal initialisation."""
     decay: bool
     """Whether weight decay applies: matrices and embeddings, as GPT-2 and nanoGPT have it."""
-    lookup: bool = False
-    """Whether rows are looked up instead of multiplied: an embedding."""
+    role: Literal["embedding", "matrix", "head", "vector"]
+    """What it does: rows that are looked up; a map inside a block; the map to the logits; a scale or a bias. Optimizers
+    that treat matrices as such (Muon) take role ``matrix``."""
+    stacked: tuple[int, ...] = ()
+    """Output rows of the separate maps that one matrix holds: queries, keys and values. Empty: it is one map."""
+    lr_scale: float = 1.0
+    """Factor on AdamW's learning rate: muP's, for widths other than the tuned one."""
     tied_to: str | None = None
     """Name of the parameter whose storage this one shares; a tied parameter is stored once, under that name."""
+
+    @property
+    def lookup(self) -> bool:
+        """Whether rows are looked up instead of multiplied."""
+        return self.role == "embedding"
 
     @property
     def size(self) -> int:
@@ -52,34 +62,50 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
     """All parameters in the order of the forward pass, tied ones included.
 
     Initialisation is GPT-2's (Radford et al. 2019, section 2.3): N(0, 0.02), and 0.02 / sqrt(2 L) for the matrices
-    that write into the residual stream, so that the sum of 2 L branches keeps its scale.
+    that write into the residual stream, so that the sum of 2 L branches keeps its scale. Under muP (Yang et al. 2022,
+    table 8) the variance of matrices inside blocks and AdamW's rate for them fall as 1 / width.
     """
     width, hidden = config.n_embd, config.hidden
-    qkv = (config.n_head + 2 * config.n_kv_head) * config.head_width
-    residual_std = 0.02 / math.sqrt(2 * config.n_layer)
+    query, key = config.n_head * config.head_width, config.n_kv_head * config.head_width
+    matrix_std = 0.02 / math.sqrt(config.width_ratio)
+    residual_std = 0.0 if config.residual_init == "zero" else matrix_std / math.sqrt(2 * config.n_layer)
     table: list[Param] = []
 
-    def matrix(name: str, out: int, into: int, std: float = 0.02) -> None:
-        table.append(Param(name=f"{name}.weight", shape=(out, into), init="normal", std=std, decay=True))
+    def matrix(name: str, out: int, into: int, std: float = matrix_std, stacked: tuple[int, ...] = ()) -> None:
+        table.append(
+            Param(
+                name=f"{name}.weight",
+                shape=(out, into),
+                init="normal" if std else "zeros",
+                std=std,
+                decay=True,
+                role="matrix",
+                stacked=stacked,
+                lr_scale=1.0 / config.width_ratio,
+            )
+        )
         if config.bias:
-            table.append(Param(name=f"{name}.bias", shape=(out,), init="zeros", decay=False))
+            vector(f"{name}.bias", out, "zeros")
+
+    def vector(name: str, size: int, init: Literal["ones", "zeros"]) -> None:
+        table.append(Param(name=name, shape=(size,), init=init, decay=False, role="vector"))
 
     def norm(name: str) -> None:
-        table.append(Param(name=f"{name}.weight", shape=(width,), init="ones", decay=False))
+        vector(f"{name}.weight", width, "ones")
         if config.bias and config.norm.kind == "layernorm":
-            table.append(Param(name=f"{name}.bias", shape=(width,), init="zeros", decay=False))
+            vector(f"{name}.bias", width, "zeros")
 
     def embedding(name: str, rows: int) -> None:
-        table.append(Param(name=name, shape=(rows, width), init="normal", std=0.02, decay=True, lookup=True))
+        table.append(Param(name=name, shape=(rows, width), init="normal", std=0.02, decay=True, role="embedding"))
 
-    embedding("transformer.wte.weight", config.vocabulary)
+    embedding("transformer.wte.weight", config.vocabulary_rows)
     if config.position.kind == "learned":
         embedding("transformer.wpe.weight", config.block_size)
     for layer in range(config.n_layer):
         block = f"transformer.h.{layer}"
         norm(f"{block}.ln_1")
-        matrix(f"{block}.attn.c_attn", qkv, width)
-        matrix(f"{block}.attn.c_proj", width, config.n_head * config.head_width, residual_std)
+        matrix(f"{block}.attn.c_attn", query + 2 * key, width, stacked=(query, key, key))
+        matrix(f"{block}.attn.c_proj", width, query, residual_std)
         norm(f"{block}.ln_2")
         if config.mlp.kind == "swiglu":
             matrix(f"{block}.mlp.c_gate", hidden, width)
@@ -89,10 +115,11 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
     table.append(
         Param(
             name="lm_head.weight",
-            shape=(config.vocabulary, width),
+            shape=(config.vocabulary_rows, width),
             init="normal",
             std=0.02,
             decay=True,
+            role="head",
             tied_to="transformer.wte.weight" if config.tie_embeddings else None,
         )
     )

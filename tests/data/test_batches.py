@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bonsaigpt.data.batches import IGNORE, TokenBatches
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import ByteTokenizer
 from bonsaigpt.errors import DataError
 
@@ -22,8 +23,7 @@ def source(
         tokenizer=ByteTokenizer(),
         order=order,
         seed=seed,
-        batch_size=batch,
-        block_size=block,
+        plan=BatchPlan(batch_size=batch, block_size=block),
         fingerprint="test",
     )
 

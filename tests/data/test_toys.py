@@ -10,6 +10,7 @@ import pytest
 
 from bonsaigpt.config import SortData, ZeroOneData
 from bonsaigpt.data.batches import IGNORE
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import prepare
 from bonsaigpt.data.toys import zero_one
 from bonsaigpt.data.toys.sort import SortBatches, digits, is_held_out
@@ -44,7 +45,11 @@ def test_zero_one_depends_on_the_seed_alone(tmp_path: Path) -> None:
 
 def sorter(vocab: int = 10, length: int = 6, seed: int = 1) -> SortBatches:
     """A source of lists."""
-    return SortBatches(SortData(vocab=vocab, length=length, val_examples=500), seed=seed, batch_size=64)
+    return SortBatches(
+        SortData(vocab=vocab, length=length, val_examples=500),
+        seed=seed,
+        plan=BatchPlan(batch_size=64, block_size=2 * length - 1),
+    )
 
 
 def test_sort_rows_hold_the_list_and_its_sorted_answer() -> None:

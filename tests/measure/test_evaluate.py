@@ -10,6 +10,7 @@ import torch
 
 from bonsaigpt.config import SortData, validate
 from bonsaigpt.data.batches import TokenBatches
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer
 from bonsaigpt.data.toys.sort import SortBatches
 from bonsaigpt.generate import generate
@@ -31,8 +32,7 @@ def source(tokenizer, block: int = 10) -> TokenBatches:
         tokenizer=tokenizer,
         order="shuffled",
         seed=0,
-        batch_size=2,
-        block_size=block,
+        plan=BatchPlan(batch_size=2, block_size=block),
         fingerprint="x",
     )
 
@@ -86,14 +86,15 @@ def test_exact_is_what_greedy_decoding_gets_right() -> None:
             "model": {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 5, "vocab_size": 3},
             "data": {"kind": "sort", "vocab": 3, "length": 3, "val_examples": 40},
             "train": {"batch_size": 32, "threads": 1},
+            "optim": {"lr": 1e-2},
         },
         origin="t",
     )
     assert isinstance(config.data, SortData)
-    data = SortBatches(config.data, seed=3, batch_size=32)
+    data = SortBatches(config.data, seed=3, plan=BatchPlan(batch_size=32, block_size=config.model.block_size))
     state = ENGINE.init(config)
     for step in range(25):
-        ENGINE.step(state, data.batch_at(step), config=config, lr=1e-2, step=step)
+        ENGINE.step(state, data.batch_at(step), config=config, share=1.0, step=step)
     share = evaluate(ENGINE, state.model, data).exact
     solved = 0
     [batch] = data.validation()

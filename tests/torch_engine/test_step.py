@@ -51,10 +51,10 @@ def test_micro_batches_with_unequal_masks_give_the_whole_batch_gradient(parts: i
     step divides by |g|, so gradients are compared, through SGD-like plain differences of one step with eps = 1e6.
     """
     optim = {"eps": 1e6, "lr": 1e6, "weight_decay": 0.0, "grad_clip": 0.0, "beta1": 0.0}
-    whole, cut = config(optim=optim), config(optim=optim, grad_accum=parts)
+    whole, cut = config(optim=optim), config(optim=optim, micro_batch=8 // parts)
     a, b = ENGINE.init(whole), ENGINE.init(cut)
-    loss_a = ENGINE.step(a, batch(), config=whole, lr=1e6, step=0).host()
-    loss_b = ENGINE.step(b, batch(), config=cut, lr=1e6, step=0).host()
+    loss_a = ENGINE.step(a, batch(), config=whole, share=1.0, step=0).host()
+    loss_b = ENGINE.step(b, batch(), config=cut, share=1.0, step=0).host()
     assert loss_a["loss"] == pytest.approx(loss_b["loss"], rel=1e-6)
     assert loss_a["grad_norm"] == pytest.approx(loss_b["grad_norm"], rel=1e-5)
     for (name, x), (_, y) in zip(ENGINE.arrays(a)[0].items(), ENGINE.arrays(b)[0].items(), strict=True):
@@ -72,7 +72,7 @@ def test_a_step_equals_adamw_by_hand() -> None:
     state.model.zero_grad()
     norm = torch.sqrt(sum(g.square().sum() for g in gradient.values()))  # type: ignore[arg-type]
     scale = min(1.0, 0.5 / (norm.item() + 1e-6))
-    metrics = ENGINE.step(state, batch(), config=run, lr=0.01, step=0).host()
+    metrics = ENGINE.step(state, batch(), config=run, share=1.0, step=0).host()
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     decay = {p.name: p.decay for p in parameters(run.model)}
     for name, p in state.model.named_parameters():
@@ -85,23 +85,23 @@ def test_a_step_equals_adamw_by_hand() -> None:
 
 
 def test_restored_state_continues_bit_for_bit() -> None:
-    run = config(dropout=0.2)
+    run = config(dropout=0.2, optim={"lr": 1e-2})
     straight, broken = ENGINE.init(run), ENGINE.init(run)
     for step in range(6):
-        ENGINE.step(straight, batch(seed=step), config=run, lr=1e-2, step=step)
+        ENGINE.step(straight, batch(seed=step), config=run, share=1.0, step=step)
     for step in range(3):
-        ENGINE.step(broken, batch(seed=step), config=run, lr=1e-2, step=step)
+        ENGINE.step(broken, batch(seed=step), config=run, share=1.0, step=step)
     model, optimizer = ENGINE.arrays(broken)
     torch.manual_seed(12345)  # somebody else uses the global generator meanwhile
     torch.rand(7)
-    restored = ENGINE.restore(run, model, optimizer, step=3)
+    restored = ENGINE.restore(run, model, optimizer)
     for step in range(3, 6):
-        ENGINE.step(restored, batch(seed=step), config=run, lr=1e-2, step=step)
+        ENGINE.step(restored, batch(seed=step), config=run, share=1.0, step=step)
     for (name, x), (_, y) in zip(ENGINE.arrays(straight)[0].items(), ENGINE.arrays(restored)[0].items(), strict=True):
         assert np.array_equal(x, y), name
     # Negative control: without the moments the continuation is another one.
     fresh = ENGINE.init(run, model)
-    ENGINE.step(fresh, batch(seed=3), config=run, lr=1e-2, step=3)
+    ENGINE.step(fresh, batch(seed=3), config=run, share=1.0, step=3)
     assert not np.array_equal(
         ENGINE.arrays(fresh)[0]["transformer.wte.weight"], ENGINE.arrays(restored)[0]["transformer.wte.weight"]
     )
@@ -110,7 +110,7 @@ def test_restored_state_continues_bit_for_bit() -> None:
 def test_dropout_is_a_function_of_seed_and_step_and_leaves_the_global_generator_alone() -> None:
     run = config(dropout=0.5)
     before = torch.get_rng_state()
-    losses = [ENGINE.step(ENGINE.init(run), batch(), config=run, lr=0.0, step=s).host()["loss"] for s in (4, 5, 4)]
+    losses = [ENGINE.step(ENGINE.init(run), batch(), config=run, share=0.0, step=s).host()["loss"] for s in (4, 5, 4)]
     assert losses[0] == losses[2] != losses[1]
     assert torch.equal(before, torch.get_rng_state())
 

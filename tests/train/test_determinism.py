@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from bonsaigpt.cli import main
 from bonsaigpt.config import RunConfig, validate
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.torch_engine.device import choose_placement
-from bonsaigpt.torch_engine.model import GPT, build
-from bonsaigpt.torch_engine.step import State, train_step
+from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.torch_engine.model import GPT, build, weights
+from bonsaigpt.torch_engine.step import train_step
+
+ENGINES = {workers: TorchEngine(device="cpu", workers=workers) for workers in (1, 2, 3)}
 
 
 @pytest.fixture
@@ -76,23 +80,22 @@ class Recorder:
 
     def __init__(self, model: GPT) -> None:
         self.model = model
-        self.param_groups: list[dict[str, float]] = []
         self.gradients: dict[str, np.ndarray] = {}
 
-    def step(self) -> None:
+    def step(self, share: float, keep: torch.Tensor) -> None:
         self.gradients = {
             n: p.grad.numpy().astype(np.float64) for n, p in self.model.named_parameters() if p.grad is not None
         }
 
-    def zero_grad(self, *, set_to_none: bool) -> None:
-        self.model.zero_grad(set_to_none=set_to_none)
+    def zero_grad(self) -> None:
+        self.model.zero_grad()
 
 
-def configuration(grad_accum: int) -> RunConfig:
+def configuration(parts: int) -> RunConfig:
     return validate(
         {
             "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 19},
-            "train": {"batch_size": 8, "grad_accum": grad_accum},
+            "train": {"batch_size": 8, "micro_batch": 8 // parts},
             "optim": {"grad_clip": 0.0},
         },
         origin="the test",
@@ -109,13 +112,14 @@ def batch() -> Batch:
     return Batch(tokens_BT=tokens[:, :-1], targets_BT=targets, count=int((targets >= 0).sum()))
 
 
-def gradients(grad_accum: int) -> tuple[dict[str, np.ndarray], float]:
+def gradients(parts: int, workers: int = 1) -> tuple[dict[str, np.ndarray], float]:
     """Gradients and loss of one step, as the trainer takes it."""
-    config = configuration(grad_accum)
+    config = configuration(parts)
     model = build(config.model, seed=0)
     recorder = Recorder(model)
-    placement = choose_placement("cpu", "fp32")
-    metrics = train_step(State(model, recorder), batch(), config=config, placement=placement, lr=1.0, step=0)  # type: ignore[arg-type]
+    state = replace(ENGINES[workers].init(config, weights(model)), optimizer=recorder)  # type: ignore[arg-type]
+    recorder.model = state.model
+    metrics = train_step(state, batch(), config=config, placement=choose_placement("cpu", "fp32"), share=1.0, step=0)
     return recorder.gradients, metrics.host()["loss"]
 
 
@@ -138,19 +142,19 @@ def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     return gap / math.sqrt(sum(float((g**2).sum()) for g in other.values()))
 
 
-@pytest.mark.parametrize("grad_accum", [2, 4, 8])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(grad_accum: int) -> None:
+@pytest.mark.parametrize(("count", "workers"), [(2, 1), (4, 1), (8, 1), (1, 2), (4, 2), (1, 3), (8, 3)])
+def test_micro_batches_and_workers_give_the_gradient_of_the_whole_batch(count: int, workers: int) -> None:
     """Both are float32 evaluations of one sum: neither may be farther from the float64 result than rounding takes it.
 
-    The yardstick is the rounding of the whole batch. The parts add at most ``grad_accum`` further roundings of
-    relative size 2^-24 to each element: |error| <= error of the parts' own sums + grad_accum * 2^-24 * sum |part|.
+    The yardstick is the rounding of the whole batch. The parts add at most ``2 * count`` further roundings of
+    relative size 2^-24 to each element: |error| <= error of the parts' own sums + 2 * count * 2^-24 * sum |part|.
     """
     exact = exact_gradients()
     whole, loss = gradients(1)
-    parts, parts_loss = gradients(grad_accum)
+    parts, parts_loss = gradients(count, workers)
     rounding = distance(whole, exact)
     assert 0 < rounding < 1e-5
-    assert distance(parts, exact) <= 2 * rounding + grad_accum * 2.0**-24
+    assert distance(parts, exact) <= 2 * rounding + 2 * max(count, workers) * 2.0**-24
     assert parts_loss == pytest.approx(loss, rel=(8 * 16) * 2.0**-24)
 
 

@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         if not any(sign in words for sign in ("memoryerror", "out of memory", "outofmemory", "can't allocate memory")):
             raise
         print(
-            "bonsai: out of memory: lower --train.batch_size or raise --train.grad_accum, use a smaller model or "
-            "block, or close other programs.",
+            "bonsai: out of memory: lower --train.micro_batch or --train.batch_size, try --train.recompute true, use a "
+            "smaller model or block, or close other programs.",
             file=sys.stderr,
         )
         return 2

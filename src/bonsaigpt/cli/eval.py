@@ -10,6 +10,7 @@ from rich.console import Console
 from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
 from bonsaigpt.data.batches import BatchSource, TokenBatches
 from bonsaigpt.data.corpora.document import read_document
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.errors import DataError
 from bonsaigpt.measure import evaluate
@@ -67,7 +68,6 @@ def _text_source(opened: Opened, text: Path) -> BatchSource:
         tokenizer=opened.tokenizer,
         order="shuffled",
         seed=0,
-        batch_size=1,
-        block_size=block,
+        plan=BatchPlan(batch_size=1, block_size=block),
         fingerprint=str(text),
     )

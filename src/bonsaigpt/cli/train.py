@@ -171,7 +171,9 @@ def _with(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
 
 def _engine(config: RunConfig) -> Engine:
     train = config.train
-    return load_engine("torch", device=train.device, precision=train.precision, threads=train.threads)
+    return load_engine(
+        "torch", device=train.device, precision=train.precision, threads=train.threads, workers=train.workers
+    )
 
 
 def _open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:
@@ -231,7 +233,7 @@ def _git_state() -> str | None:
 
 
 def _exit_code(reason: str) -> int:
-    return {"done": 0, "SIGINT": 130, "SIGTERM": 143}[reason]
+    return {"done": 0, "patience": 0, "SIGINT": 130, "SIGTERM": 143}[reason]
 
 
 def _write_report(run_directory: RunDirectory, console: Console) -> None:

@@ -141,6 +141,17 @@ class ModelConfig(Config):
     """Probability of dropping an activation while training (embeddings, attention, residual branches)."""
     tie_embeddings: bool = True
     """The output head reads the token embedding's matrix instead of one of its own."""
+    vocab_multiple: int = Field(default=1, ge=1)
+    """Pad the embedding and the head to a multiple of so many rows, which suits GPUs (64 or 128); the model never
+    sees or writes the padding."""
+    logit_softcap: float = Field(default=0.0, ge=0.0)
+    """Bend the logits smoothly below this size, c * tanh(logits / c) (Gemma 2); 0 means no bound."""
+    residual_init: Literal["scaled", "zero"] = "scaled"
+    """Start the matrices that write into the residual stream small (GPT-2), or at zero, so that each block starts
+    as the identity (Zhang et al. 2019, Fixup)."""
+    mup_base: int | None = Field(default=None, ge=1)
+    """Width at which learning rate and initialisation were tuned: at any other n_embd they are transferred by muP
+    (Yang et al. 2022). Keep the width of a head and let n_head grow. None means the standard parametrisation."""
     norm_position: Literal["pre", "post"] = "pre"
     """Normalise the input of each branch (GPT-2), or the sum after it (GPT-1; trains worse, see the handbook)."""
     attention: SoftmaxAttention = SoftmaxAttention()
@@ -192,6 +203,16 @@ class ModelConfig(Config):
         if self.mlp.hidden is not None:
             return self.mlp.hidden
         return -(-8 * self.n_embd // 3 // 16) * 16 if self.mlp.kind == "swiglu" else 4 * self.n_embd
+
+    @property
+    def width_ratio(self) -> float:
+        """muP's width multiplier, n_embd / mup_base; 1 under the standard parametrisation."""
+        return self.n_embd / (self.mup_base or self.n_embd)
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the embedding and of the head: the vocabulary and its padding."""
+        return -(-self.vocabulary // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def vocabulary(self) -> int:

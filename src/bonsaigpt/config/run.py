@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.data import DataConfig, SortData, StdlibData
 from bonsaigpt.config.model import ModelConfig
+from bonsaigpt.config.optim import NoRamp, OptimConfig, Ramp
 
-__all__ = ["ConstantSchedule", "CosineSchedule", "OptimConfig", "RunConfig", "TrainConfig"]
-
-
-class CosineSchedule(Config):
-    """Linear warmup, then half a cosine down to a share of the peak (Loshchilov and Hutter 2017)."""
-
-    kind: Literal["cosine"] = "cosine"
-    """Which schedule."""
-    warmup: int = Field(default=100, ge=0)
-    """Steps of linear warmup."""
-    final: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Learning rate at the end, as a share of the peak."""
+__all__ = ["GuardConfig", "RunConfig", "TrainConfig"]
 
 
-class ConstantSchedule(Config):
-    """Linear warmup, then the peak for ever."""
+class GuardConfig(Config):
+    """What to do when a step goes wrong: skip it, go back to a good checkpoint, give up with a diagnosis."""
 
-    kind: Literal["constant"] = "constant"
-    """Which schedule."""
-    warmup: int = Field(default=0, ge=0)
-    """Steps of linear warmup."""
-
-
-class OptimConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019); which parameters decay is written in spec.py."""
-
-    lr: float = Field(default=1e-3, gt=0.0)
-    """Peak learning rate."""
-    weight_decay: float = Field(default=0.1, ge=0.0)
-    """Decoupled decay of matrices and embeddings, per unit of learning rate."""
-    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """Memory of the gradient's mean."""
-    beta2: float = Field(default=0.99, ge=0.0, lt=1.0)
-    """Memory of the gradient's square."""
-    eps: float = Field(default=1e-8, gt=0.0)
-    """Added to the root of the second moment."""
-    grad_clip: float = Field(default=1.0, ge=0.0)
-    """Largest global norm of the gradient; 0 means no clipping."""
-    schedule: Annotated[CosineSchedule | ConstantSchedule, Field(discriminator="kind")] = CosineSchedule()
+    spike: float = Field(default=6.0, ge=0.0)
+    """Skip a step whose gradient norm is more than 10 times its running mean and so many standard deviations (of its
+    logarithm) above; 0 skips only steps whose loss or gradient is not finite."""
+    max_skips: int = Field(default=5, ge=1)
+    """Skipped steps in a row after which the run goes back to its last good checkpoint."""
+    rollbacks: int = Field(default=2, ge=0)
+    """How often it may go back, each time with the data in another order, before it stops with a diagnosis."""
 
 
 class TrainConfig(Config):
@@ -58,8 +33,15 @@ class TrainConfig(Config):
     """Optimizer steps."""
     batch_size: int = Field(default=12, ge=1)
     """Sequences in one optimizer step, over all micro-batches and processes."""
-    grad_accum: int = Field(default=1, ge=1)
-    """Micro-batches into which a batch is cut to save memory; the gradient is the same."""
+    batch_ramp: Ramp = NoRamp()
+    """Start with fewer sequences a step and grow to batch_size."""
+    context_ramp: Ramp = NoRamp()
+    """Start with shorter contexts and grow to block_size: windows are cut into shorter rows, so a step keeps its
+    tokens. Lengths are rounded down to a divisor of block_size."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Sequences in one forward pass, to save memory; the gradient is the same. 0 means as many as suit the device."""
+    recompute: bool = False
+    """Recompute the activations of each block in the backward pass: less memory, a third more work."""
     eval_interval: int = Field(default=250, ge=1)
     """Steps between evaluations of the whole validation split; each one also saves a checkpoint."""
     log_interval: int = Field(default=10, ge=1)
@@ -72,23 +54,23 @@ class TrainConfig(Config):
     """What those samples go on from."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the matrix products; auto takes bf16 only where the device computes in it natively."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Number format of the matrix products; auto takes bf16 (or fp16 with a loss scaler) only where the device computes
+    in it natively."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Fuse operators with torch.compile; auto compiles where the steps to come win back the time it takes."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 means as many as torch chooses."""
+    workers: int = Field(default=0, ge=0)
+    """On a CPU: threads that each take a part of the batch, instead of sharing every operator; 0 means one for each
+    thread where that pays."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after so many evaluations without a new best; 0 never stops early."""
+    guard: GuardConfig = GuardConfig()
     tensorboard: bool = True
     """Write TensorBoard files into the run."""
     wandb: str = ""
     """Project on Weights & Biases to log to (extra `wandb`); empty means none."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.batch_size % self.grad_accum:
-            raise ValueError(
-                f"train.batch_size = {self.batch_size} cannot be cut into train.grad_accum = {self.grad_accum} "
-                f"equal parts: use a batch size of {-(-self.batch_size // self.grad_accum) * self.grad_accum}"
-            )
-        return self
 
 
 class RunConfig(Config):
@@ -110,4 +92,14 @@ class RunConfig(Config):
                 f"model.block_size = {self.model.block_size} is too short to sort {self.data.length} digits: "
                 f"use at least {2 * self.data.length - 1} (2 * data.length - 1)"
             )
+        ramps = {"batch_ramp": self.train.batch_ramp, "context_ramp": self.train.context_ramp}
+        for name, ramp in ramps.items():
+            if isinstance(ramp, NoRamp):
+                continue
+            if isinstance(self.data, SortData) and name == "context_ramp":
+                raise ValueError(
+                    "train.context_ramp cannot cut the toy `sort`, whose answer needs the whole row: leave it out"
+                )
+            if getattr(self.data, "order", "") == "streams":
+                raise ValueError(f"train.{name} breaks the rows of data.order = 'streams': use 'shuffled', or no ramp")
         return self

@@ -1,6 +1,6 @@
 """``batch_at(step)``: index arithmetic from (data, seed, step) to one batch, for three orders.
 
-A sample has a global number, ``step * batch_size + row``, and its place in the text follows from that number alone.
+A sample has a global number (``data/plan.py``), and its place in the text follows from that number alone.
 So a resumed run sees what an uninterrupted one would, evaluation cannot disturb training, and the stream of samples
 does not depend on how many processes share it.
 """
@@ -8,11 +8,12 @@ does not depend on how many processes share it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import DataError
 from bonsaigpt.randomness import hash64, key, permute
@@ -59,6 +60,10 @@ class BatchSource(Protocol):
         """The batch of optimizer step ``step``: a pure function."""
         ...
 
+    def reordered(self, attempt: int) -> Self:
+        """The same data in another order, for a run that went back after trouble; ``attempt`` counts from 1."""
+        ...
+
     def validation(self) -> Iterator[Batch]:
         """The whole validation split, in a fixed order."""
         ...
@@ -81,10 +86,19 @@ class TokenBatches:
     tokenizer: Tokenizer
     order: str
     seed: int
-    batch_size: int
-    block_size: int
+    plan: BatchPlan
     fingerprint: str
     exact_match: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """Windows in a step once any ramp is over."""
+        return self.plan.batch_size
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a window."""
+        return self.plan.block_size
 
     def __post_init__(self) -> None:
         for split, tokens in (("training", self.train), ("validation", self.val)):
@@ -129,11 +143,21 @@ class TokenBatches:
         return starts
 
     def batch_at(self, step: int) -> Batch:
-        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         reset = None
         if self.order == "streams":
             reset = np.full(self.batch_size, step % self._segments == 0)
-        return self._windows(self.train, self.starts(samples), reset)
+        batch = self._windows(self.train, self.starts(self.plan.samples(step)), reset)
+        context = self.plan.context(step)
+        if context == self.block_size:
+            return batch
+        return Batch(
+            tokens_BT=batch.tokens_BT.reshape(-1, context),
+            targets_BT=batch.targets_BT.reshape(-1, context),
+            count=batch.count,
+        )
+
+    def reordered(self, attempt: int) -> TokenBatches:
+        return replace(self, seed=key(self.seed, "reordered", attempt))
 
     def _windows(self, stream: np.ndarray, starts: np.ndarray, reset: np.ndarray | None = None) -> Batch:
         cut = stream[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)

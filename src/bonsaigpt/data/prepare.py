@@ -22,6 +22,7 @@ from bonsaigpt.config import (
 )
 from bonsaigpt.data.batches import BatchSource, TokenBatches
 from bonsaigpt.data.corpora import Document, documents
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.shards import Corpus, CorpusWriter, open_corpus
 from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from bonsaigpt.data.toys import zero_one
@@ -47,9 +48,9 @@ def _silent(*_: object) -> None:
 
 def open_source(config: RunConfig, corpora: Path, *, say: Say = _silent, advance: Advance = _silent) -> BatchSource:
     """Whatever a run trains on, ready for ``batch_at``; prepared first if it is not yet."""
-    train = config.train
+    plan = BatchPlan.of(config)
     if isinstance(config.data, SortData):
-        return SortBatches(config.data, seed=config.seed, batch_size=train.batch_size)
+        return SortBatches(config.data, seed=config.seed, plan=plan)
     corpus = prepare(config.data, corpora, seed=config.seed, say=say, advance=advance)
     return TokenBatches(
         train=corpus.tokens("train"),
@@ -57,9 +58,8 @@ def open_source(config: RunConfig, corpora: Path, *, say: Say = _silent, advance
         tokenizer=corpus.tokenizer,
         order=config.data.order,
         seed=config.seed,
-        batch_size=train.batch_size,
-        block_size=config.model.block_size,
-        fingerprint=f"{corpus.fingerprint}-{config.data.order}-{config.seed}-{train.batch_size}",
+        plan=plan,
+        fingerprint=f"{corpus.fingerprint}-{config.data.order}-{config.seed}-{plan.batch_size}",
     )
 
 

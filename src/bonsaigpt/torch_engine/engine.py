@@ -13,10 +13,12 @@ from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.device import Placement, choose_placement
-from bonsaigpt.torch_engine.linear import linear
+from bonsaigpt.torch_engine.guard import Guard
+from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT, build, weights
-from bonsaigpt.torch_engine.optim import load_state, make_optimizer, state_arrays
+from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, train_step
+from bonsaigpt.torch_engine.workers import WorkerPool, share_weights
 
 __all__ = ["TorchEngine"]
 
@@ -26,8 +28,11 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, *, device: str = "auto", precision: str = "auto", threads: int = 0) -> None:
+    def __init__(self, *, device: str = "auto", precision: str = "auto", threads: int = 0, workers: int = 0) -> None:
         self.placement: Placement = choose_placement(device, precision, threads)
+        threads = torch.get_num_threads()
+        count = (workers or threads) if self.placement.device.type == "cpu" else 1
+        self.pool = WorkerPool(count, threads=max(1, threads // count))
 
     def describe(self) -> dict[str, Any]:
         """Versions, device and precision with the reason."""
@@ -40,32 +45,63 @@ class TorchEngine:
             "why": self.placement.why,
             "compile": "no: eager",
             "threads": torch.get_num_threads(),
+            "workers": self.pool.count,
         }
 
     # ------------------------------------------------------------------ training
 
     def init(self, config: RunConfig, values: Arrays | None = None) -> State:
         """A fresh state: weights from the seed, or from ``values``; the optimizer starts anew."""
-        model = build(config.model, seed=config.seed, values=values).to(self.placement.device)
-        return State(model, make_optimizer(model, config.optim))
+        device = self.placement.device
+        model = build(config.model, seed=config.seed, values=values).to(device)
+        model.recompute = config.train.recompute
+        # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
+        pool = self.pool if config.model.dropout == 0 else WorkerPool()
+        optimizer = Optimizer(model, config.optim, pool)
+        averaged = None
+        if optimizer.average is not None:
+            averaged = GPT(config.model).to(device)
+            for parameter, average in zip(averaged.parameters(), optimizer.average, strict=True):
+                parameter.data = average
+        return State(
+            model=model,
+            optimizer=optimizer,
+            guard=Guard(
+                spike=config.train.guard.spike, device=device, loss_scaling=self.placement.dtype == torch.float16
+            ),
+            learners=self._learners(config, model, pool.count),
+            pool=pool,
+            averaged=averaged,
+        )
 
-    def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays, *, step: int) -> State:
-        """The state that was saved after ``step`` steps."""
+    def _learners(self, config: RunConfig, model: GPT, count: int) -> list[Learner]:
+        learners = [Learner(model, z_loss=config.optim.z_loss)]
+        for _ in range(1, count):
+            twin = GPT(config.model)
+            twin.recompute = model.recompute
+            share_weights(model, twin)
+            learners.append(Learner(twin, z_loss=config.optim.z_loss))
+        return learners
+
+    def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:
+        """The state that ``arrays`` gave; without an optimizer's state that one starts anew."""
         state = self.init(config, model)
-        load_state(state.model, state.optimizer, optimizer, step=step)
+        state.optimizer.load({name: value for name, value in optimizer.items() if name != "guard"})
+        if "guard" in optimizer:
+            state.guard.load(optimizer["guard"])
         return state
 
     def arrays(self, state: State) -> tuple[Arrays, Arrays]:
-        """Weights and optimizer state on the host."""
-        return weights(state.model), state_arrays(state.model, state.optimizer)
+        """The weights to use (the average, if one is kept), and all else that the next step depends on; on the host."""
+        return weights(self.model_of(state)), state.optimizer.arrays() | {"guard": state.guard.arrays()}
 
-    def step(self, state: State, batch: Batch, *, config: RunConfig, lr: float, step: int) -> StepMetrics:
-        """One optimizer step, in place."""
-        return train_step(state, batch, config=config, placement=self.placement, lr=lr, step=step)
+    def step(self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int) -> StepMetrics:
+        """One optimizer step, in place, at ``share`` of the peak learning rates."""
+        return train_step(state, batch, config=config, placement=self.placement, share=share, step=step)
 
     def evaluate(self, model: GPT, batch: Batch, *, exact: bool = False) -> tuple[float, int]:
         """Sum of the loss in nats, and, if ``exact``, rows solved whole."""
-        return evaluate_batch(model, batch, self.placement, exact=exact)
+        return evaluate_batch(model, batch, self.placement, self.pool, exact=exact)
 
     # ------------------------------------------------------------------ a model alone
 
@@ -74,8 +110,8 @@ class TorchEngine:
         return build(config, values=values).to(self.placement.device).eval()
 
     def model_of(self, state: State) -> GPT:
-        """The model inside a training state."""
-        return state.model
+        """The model inside a training state: over the average of the weights, if one is kept."""
+        return state.model if state.averaged is None else state.averaged
 
     def block_size(self, model: GPT) -> int:
         """Longest context of the model, in tokens."""
@@ -98,5 +134,5 @@ class TorchEngine:
         tokens = torch.from_numpy(np.ascontiguousarray(tokens_BT, dtype=np.int64)).to(self.placement.device)
         with self.placement.autocast():
             last_B1D = model.hidden(tokens, cache=cache)[:, -1:]
-            logits_BV = linear(last_B1D, model.head_weight)[:, 0]
+            logits_BV = model.logits(last_B1D)[:, 0]
         return logits_BV.float().cpu().numpy()

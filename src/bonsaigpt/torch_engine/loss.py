@@ -2,14 +2,117 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.data.batches import IGNORE
+from bonsaigpt.torch_engine.model import GPT
 
-__all__ = ["cross_entropy_sum"]
+__all__ = ["Learner", "cross_entropy_sum", "fused_head_loss"]
+
+WHOLE = 2**23
+"""Logits up to this many elements (32 MiB of float32) are held at once; more are worked off in chunks."""
 
 
 def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Negative log-likelihood in nats, summed over the targets that are not IGNORE; a float32 scalar."""
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(
+        logits_BTV.flatten(0, -2).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
+class Learner(nn.Module):
+    """A model and its loss as one function: what is compiled, spread over processes, and run by each worker."""
+
+    def __init__(self, model: GPT, *, z_loss: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.z_loss = model, z_loss
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats."""
+        model = self.model
+        hidden_BTD = model.hidden(tokens_BT)
+        if targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
+            return fused_head_loss(
+                hidden_BTD,
+                model.head_weight,
+                targets_BT,
+                vocabulary=model.config.vocabulary,
+                scale=1.0 / model.config.width_ratio,
+                softcap=model.config.logit_softcap,
+                z_loss=self.z_loss,
+            )
+        logits_BTV = model.logits(hidden_BTD)
+        loss = cross_entropy_sum(logits_BTV, targets_BT)
+        if not self.z_loss:
+            return loss, loss.detach()
+        partition_BT = logits_BTV.float().logsumexp(dim=-1).where(targets_BT != IGNORE, 0.0)
+        return loss + self.z_loss * partition_BT.square().sum(), loss.detach()
+
+
+def fused_head_loss(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    targets_BT: Tensor,
+    *,
+    vocabulary: int,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    z_loss: float = 0.0,
+    whole: int = WHOLE,
+) -> tuple[Tensor, Tensor]:
+    """Head and cross-entropy in one, as ``Learner`` gives them, without ever holding the logits of a batch.
+
+    Rows are taken in chunks of at most ``whole`` logits, and a chunk's gradients are computed while its logits are at
+    hand: nothing is recomputed, and only the gradients of ``hidden`` and ``weight`` are kept.
+    """
+    hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
+    settings = (vocabulary, scale, softcap, z_loss, max(1, whole // weight_VD.shape[0]))
+    objective, loss = _FusedHeadLoss.apply(hidden_ND, weight_VD, targets_N, settings)
+    return objective, loss
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        settings: tuple[int, float, float, float, int],
+    ) -> tuple[Tensor, Tensor]:
+        vocabulary, scale, softcap, z_loss, rows = settings
+        hidden_grad_ND = torch.empty_like(hidden_ND)
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        objective, loss = hidden_ND.new_zeros((), dtype=torch.float32), hidden_ND.new_zeros((), dtype=torch.float32)
+        weight = weight_VD[:vocabulary]
+        for first in range(0, len(targets_N), rows):
+            hidden, targets = hidden_ND[first : first + rows], targets_N[first : first + rows]
+            kept = (targets != IGNORE)[:, None]
+            picked = targets.clamp_min(0)[:, None]
+            logits = F.linear(hidden, weight).float() * scale
+            bend: Tensor | float = 1.0
+            if softcap:
+                bent = torch.tanh(logits / softcap)
+                logits, bend = softcap * bent, 1.0 - bent.square()
+            partition = logits.logsumexp(dim=-1, keepdim=True)
+            cross_entropy = ((partition - logits.gather(1, picked)) * kept).sum()
+            loss += cross_entropy
+            objective += cross_entropy + z_loss * (partition * kept).square().sum()
+            # d/dlogits of -log p(target) + z log^2 Z is softmax * (1 + 2 z log Z) - onehot.
+            grad = torch.exp(logits - partition) * (1.0 + 2.0 * z_loss * partition)
+            grad.scatter_add_(1, picked, -torch.ones_like(partition))
+            grad = (grad * bend * kept * scale).to(weight.dtype)
+            hidden_grad_ND[first : first + rows] = grad @ weight
+            weight_grad_VD[:vocabulary] += (grad.T @ hidden.to(grad.dtype)).float()
+        ctx.save_for_backward(hidden_grad_ND, weight_grad_VD.to(weight_VD.dtype))
+        ctx.mark_non_differentiable(loss)
+        return objective, loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
+        return hidden_grad_ND * grads[0].to(hidden_grad_ND.dtype), weight_grad_VD * grads[0], None, None

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, RopePosition
@@ -60,7 +61,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.wte = Embedding(config.vocabulary, config.n_embd)
+        self.wte = Embedding(config.vocabulary_rows, config.n_embd)
         if config.position.kind == "learned":
             self.wpe = Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -71,15 +72,18 @@ class Transformer(nn.Module):
 class GPT(nn.Module):
     """A GPT of the given configuration, its memory not yet filled (see ``build``)."""
 
+    recompute: bool
+    """While training, keep only the input of each block and compute its activations again in the backward pass."""
     cos: Tensor
     sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.transformer = Transformer(config)
         if not config.tie_embeddings:
-            self.lm_head = Linear(config.vocabulary, config.n_embd, bias=False)
+            self.lm_head = Linear(config.vocabulary_rows, config.n_embd, bias=False)
         if isinstance(config.position, RopePosition):
             cos, sin = rotation_table(config.block_size, config.head_width, config.position.theta)
             self.register_buffer("cos", cos, persistent=False)
@@ -109,12 +113,25 @@ class GPT(nn.Module):
         x_BTD = self.transformer.drop(x_BTD)
         where = Where(positions_BT, rotation, cache)
         for block in self.transformer.h:
-            x_BTD = block(x_BTD, where)
+            if self.recompute and self.training:  # Chen et al. 2016: keep the input, compute the rest again
+                x_BTD = checkpoint(block, x_BTD, where, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, where)
         return self.transformer.ln_f(x_BTD)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """From the last hidden state (..., D) to logits (..., V): padding cut off, muP's multiplier, soft cap."""
+        config = self.config
+        if config.mup_base is not None:
+            hidden = hidden / config.width_ratio
+        logits = linear(hidden, self.head_weight)[..., : config.vocabulary]
+        if config.logit_softcap:  # Gemma Team 2024, section 2
+            logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
+        return logits
 
     def forward(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits of the next token at every position, (B, T, V)."""
-        return linear(self.hidden(tokens_BT, positions_BT=positions_BT, cache=cache), self.head_weight)
+        return self.logits(self.hidden(tokens_BT, positions_BT=positions_BT, cache=cache))
 
 
 def build(config: ModelConfig, *, seed: int | None = None, values: Arrays | None = None) -> GPT:

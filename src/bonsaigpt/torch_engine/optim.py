@@ -1,61 +1,124 @@
-"""AdamW over the groups of the spec's decay table, and the optimizer's state under the parameters' names."""
+"""The optimizer of a run: AdamW and perhaps Muon over the spec's table, an average of the weights, and their state."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays
-from bonsaigpt.config import OptimConfig
+from bonsaigpt.config import MuonMatrices, OptimConfig
 from bonsaigpt.errors import CheckpointError
-from bonsaigpt.spec import parameters
+from bonsaigpt.spec import Param, parameters
 from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.muon import Matrix, Muon
+from bonsaigpt.torch_engine.workers import WorkerPool
 
-__all__ = ["load_state", "make_optimizer", "state_arrays"]
+__all__ = ["Optimizer"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_optimizer(model: GPT, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with two groups, decayed and not. Fused: one kernel over all tensors, on the CPU too."""
-    named = dict(model.named_parameters())
-    decayed = {p.name for p in parameters(model.config) if p.decay}
-    groups = [
-        {"params": [t for name, t in named.items() if name in decayed], "weight_decay": config.weight_decay},
-        {"params": [t for name, t in named.items() if name not in decayed], "weight_decay": 0.0},
-    ]
-    device = next(model.parameters()).device.type
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=device in ("cpu", "cuda"),
-    )
+class Optimizer:
+    """Changes the weights of one model; which parameter is changed how is read from the spec."""
 
+    def __init__(self, model: GPT, config: OptimConfig, pool: WorkerPool) -> None:
+        self.config = config
+        self.parameters = dict(model.named_parameters())
+        table = [p for p in parameters(model.config) if p.tied_to is None]
+        muon = config.matrices if isinstance(config.matrices, MuonMatrices) else None
+        matrices = [p for p in table if muon is not None and p.role == "matrix"]
+        self.muon = Muon([m for p in matrices for m in self._maps(p)], muon, pool) if muon is not None else None
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for p in table:
+            if p not in matrices:
+                key = (config.weight_decay if p.decay else 0.0, p.lr_scale * self._scale(p.name))
+                groups.setdefault(key, []).append(self.parameters[p.name])
+        device = next(iter(self.parameters.values())).device
+        # Fused: one kernel over all tensors, on a CPU too, and the only form that can skip a step without waiting.
+        self.fused = device.type in ("cpu", "cuda")
+        self.adamw = torch.optim.AdamW(
+            [{"params": g, "weight_decay": decay, "scale": scale} for (decay, scale), g in groups.items()],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=self.fused,
+        )
+        self.average = [p.detach().clone() for p in self.parameters.values()] if config.ema else None
 
-def state_arrays(model: GPT, optimizer: torch.optim.AdamW) -> Arrays:
-    """The moments as ``exp_avg.<parameter>`` and ``exp_avg_sq.<parameter>``; empty before the first step."""
-    arrays: Arrays = {}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        for moment in _MOMENTS:
-            if moment in state:
-                arrays[f"{moment}.{name}"] = state[moment].detach().float().cpu().numpy().copy()
-    return arrays
+    def _scale(self, name: str) -> float:
+        return next((s for glob, s in reversed(self.config.lr_scale.items()) if fnmatchcase(name, glob)), 1.0)
 
+    def _maps(self, p: Param) -> list[Matrix]:
+        ends = np.cumsum(p.stacked or p.shape[:1]).tolist()
+        starts = [0, *ends[:-1]]
+        scale = self._scale(p.name)
+        return [Matrix(p.name, self.parameters[p.name], i, j, scale) for i, j in zip(starts, ends, strict=True)]
 
-def load_state(model: GPT, optimizer: torch.optim.AdamW, arrays: Arrays, *, step: int) -> None:
-    """Put saved moments back, as if ``step`` steps had been taken."""
-    if not arrays and step == 0:
-        return
-    for name, parameter in model.named_parameters():
-        state: dict[str, torch.Tensor] = {"step": torch.tensor(float(step))}
-        for moment in _MOMENTS:
-            value = arrays.get(f"{moment}.{name}")
-            if value is None or value.shape != tuple(parameter.shape):
-                raise CheckpointError(f"the optimizer's state lacks {moment}.{name}: start afresh with --init instead")
-            state[moment] = torch.from_numpy(np.array(value)).to(parameter.device)
-        if parameter.device.type == "cuda":  # the fused CUDA kernel counts on the device
-            state["step"] = state["step"].to(parameter.device)
-        optimizer.state[parameter] = state
+    @torch.no_grad()
+    def step(self, share: float, keep: Tensor) -> None:
+        """Change the weights by their gradients at ``share`` of the peak rates; not at all where ``keep`` is 0."""
+        for group in self.adamw.param_groups:
+            group["lr"] = self.config.lr * group["scale"] * share
+        if self.fused:
+            self.adamw.found_inf = 1.0 - keep  # pyright: ignore[reportAttributeAccessIssue]  # torch's: skip where 1
+            self.adamw.step()
+        elif keep.item():
+            self.adamw.step()
+        if self.muon is not None:
+            self.muon.step(share, keep)
+        if self.average is not None:
+            for average, parameter in zip(self.average, self.parameters.values(), strict=True):
+                average.lerp_(parameter, 1.0 - self.config.ema)
+
+    def zero_grad(self) -> None:
+        """Give the gradients' memory back."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    # ------------------------------------------------------------------ state
+
+    def arrays(self) -> Arrays:
+        """``exp_avg.<parameter>``, ``exp_avg_sq.<parameter>``, ``momentum.<parameter>``, the count of AdamW's steps,
+        and beside an average of the weights these themselves as ``weight.<parameter>``. Empty before the first step."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            state = self.adamw.state.get(parameter, {})
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
+            if "step" in state:
+                tensors["steps"] = state["step"]
+        if not tensors:
+            return {}
+        if self.muon is not None:
+            tensors |= {f"momentum.{name}": value for name, value in self.muon.arrays().items()}
+        if self.average is not None:
+            tensors |= {f"weight.{name}": value for name, value in self.parameters.items()}
+        return {name: value.detach().float().cpu().numpy().copy() for name, value in tensors.items()}
+
+    @torch.no_grad()
+    def load(self, arrays: Arrays) -> None:
+        """Put a saved state back. The model holds the saved weights; they become the average, if there is one."""
+        if not arrays:
+            return
+
+        def saved(name: str, like: Tensor) -> Tensor:
+            value = arrays.get(name)
+            if value is None or value.shape != tuple(like.shape):
+                raise CheckpointError(f"the optimizer's state lacks {name}: start afresh with --init instead")
+            return torch.from_numpy(np.array(value)).to(like.device)
+
+        count = torch.from_numpy(np.array(arrays.get("steps", 0.0), dtype=np.float32))
+        for group in self.adamw.param_groups:
+            names = {id(parameter): name for name, parameter in self.parameters.items()}
+            for parameter in group["params"]:
+                state = {moment: saved(f"{moment}.{names[id(parameter)]}", parameter) for moment in _MOMENTS}
+                # The fused CUDA kernel counts on the device.
+                state["step"] = count.clone().to(parameter.device if parameter.is_cuda else "cpu")
+                self.adamw.state[parameter] = state
+        if self.muon is not None:
+            self.muon.load({m: saved(f"momentum.{m}", self.parameters[m]) for m in self.muon.names()})
+        if self.average is not None and f"weight.{next(iter(self.parameters))}" in arrays:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(saved(f"weight.{name}", parameter))

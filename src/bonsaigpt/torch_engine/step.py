@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,8 +16,11 @@ from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.randomness import key
 from bonsaigpt.torch_engine.device import Placement
-from bonsaigpt.torch_engine.loss import cross_entropy_sum
+from bonsaigpt.torch_engine.guard import Guard
+from bonsaigpt.torch_engine.loss import Learner, cross_entropy_sum
 from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.optim import Optimizer
+from bonsaigpt.torch_engine.workers import WorkerPool
 
 __all__ = ["State", "StepMetrics", "evaluate_batch", "train_step"]
 
@@ -25,7 +30,13 @@ class State:
     """What a step changes, in place."""
 
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
+    guard: Guard
+    learners: list[Learner]
+    """One for each worker, all over the weights of ``model``."""
+    pool: WorkerPool
+    averaged: GPT | None = None
+    """The same model over the average of the weights, where the run keeps one."""
 
 
 @dataclass(frozen=True)
@@ -35,55 +46,102 @@ class StepMetrics:
     loss_sum: Tensor
     count: int
     grad_norm: Tensor
+    skipped: Tensor
+    skipped_in_a_row: Tensor
 
     def host(self) -> dict[str, float]:
-        """``loss`` (nats a token) and ``grad_norm`` (before clipping); waits for the device."""
-        return {"loss": self.loss_sum.item() / self.count, "grad_norm": self.grad_norm.item()}
+        """``loss`` (nats a token), ``grad_norm`` (before clipping), ``skipped`` steps so far and in a row; waits."""
+        names = ("grad_norm", "skipped", "skipped_in_a_row")
+        loss_sum, *rest = torch.stack([self.loss_sum, *(getattr(self, name) for name in names)]).tolist()
+        return {"loss": loss_sum / self.count, **dict(zip(names, rest, strict=True))}
 
 
 def train_step(
-    state: State, batch: Batch, *, config: RunConfig, placement: Placement, lr: float, step: int
+    state: State,
+    batch: Batch,
+    *,
+    config: RunConfig,
+    placement: Placement,
+    share: float,
+    step: int,
 ) -> StepMetrics:
     """Forward, backward and update. The gradient is of the mean over the whole batch, however it is cut."""
-    model, optimizer = state.model, state.optimizer
-    model.train()
-    parts = config.train.grad_accum
-    rows = len(batch.tokens_BT) // parts
     tokens_BT, targets_BT = to_device(batch, placement.device)
-    total = torch.zeros((), device=placement.device)
-    for part in range(parts):
-        cut = slice(part * rows, (part + 1) * rows)
-        with dropout_noise(config, step, part, placement.device):
-            with placement.autocast():
-                logits_BTV = model(tokens_BT[cut])
-            loss_sum = cross_entropy_sum(logits_BTV, targets_BT[cut])
-        (loss_sum / batch.count).backward()
-        total += loss_sum.detach()
-    limit = config.optim.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepMetrics(total, batch.count, grad_norm)
+    guard, optimizer, pool = state.guard, state.optimizer, state.pool
+    factor = guard.scale / batch.count
+    parts = cuts(tokens_BT.shape[0], micro_rows(config, tokens_BT.shape[1]), pool.count)
+
+    def learn(part: int) -> Tensor:
+        learner, rows = state.learners[part % pool.count], slice(*parts[part])
+        learner.train()
+        with dropout_noise(config, step, part, placement.device), placement.autocast():
+            objective, loss = learner(tokens_BT[rows], targets_BT[rows])
+        (objective * factor).backward()
+        return loss
+
+    with pool.sharing():
+        losses = pool.map(learn, range(len(parts)))
+        gradients = gather_gradients(state.learners)
+        if guard.loss_scaling:
+            for gradient in gradients:
+                gradient.div_(guard.scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        total = torch.stack(losses).sum()
+        keep = guard.judge(norm, total)
+        if limit := config.optim.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
+        optimizer.step(share, keep)
+        optimizer.zero_grad()
+    return StepMetrics(total, batch.count, norm, guard.skipped.clone(), guard.in_a_row.clone())
+
+
+def micro_rows(config: RunConfig, length: int) -> int:
+    """Rows of this length in one forward pass; the setting counts rows of a whole block."""
+    whole = config.train.micro_batch or config.train.batch_size
+    return max(1, whole * config.model.block_size // length)
+
+
+def cuts(rows: int, most: int, workers: int) -> list[tuple[int, int]]:
+    """(first, last) of near-equal parts with at most ``most`` rows, as many for each worker as for any other."""
+    parts = math.ceil(math.ceil(rows / most) / workers) * workers
+    edges = [rows * i // min(parts, rows) for i in range(min(parts, rows) + 1)]
+    return list(pairwise(edges))
+
+
+def gather_gradients(learners: list[Learner]) -> list[Tensor]:
+    """Add the workers' gradients, in the workers' order, into those of the first; they are returned."""
+    first, *others = (list(learner.model.parameters()) for learner in learners)
+    for other in others:
+        for ours, theirs in zip(first, other, strict=True):
+            if ours.grad is not None and theirs.grad is not None:  # a worker without rows has none
+                ours.grad += theirs.grad
+            theirs.grad = None
+    return [p.grad for p in first if p.grad is not None]
 
 
 @torch.inference_mode()
-def evaluate_batch(model: GPT, batch: Batch, placement: Placement, *, exact: bool) -> tuple[float, int]:
+def evaluate_batch(
+    model: GPT, batch: Batch, placement: Placement, pool: WorkerPool, *, exact: bool
+) -> tuple[float, int]:
     """Sum of the loss in nats, and, if ``exact``, rows whose every target is the model's first choice."""
     model.eval()
     tokens_BT, targets_BT = to_device(batch, placement.device)
-    loss_sum, right = 0.0, 0
     # As many rows at once as keep the logits below 2^25 elements (128 MiB): a vocabulary of 50,257 needs the bound.
-    rows = max(1, 2**25 // (tokens_BT.shape[1] * model.config.vocabulary))
-    for tokens, targets in zip(tokens_BT.split(rows), targets_BT.split(rows), strict=True):
-        with placement.autocast():
+    most = max(1, 2**25 // (tokens_BT.shape[1] * model.config.vocabulary))
+
+    def score(part: tuple[int, int]) -> tuple[float, int]:
+        tokens, targets = tokens_BT[slice(*part)], targets_BT[slice(*part)]
+        with torch.inference_mode(), placement.autocast():
             logits_BTV = model(tokens)
-        loss_sum += cross_entropy_sum(logits_BTV, targets).item()
-        if exact:
-            right_BT = (logits_BTV.argmax(dim=-1) == targets) | (targets == IGNORE)
-            right += int(right_BT.all(dim=1).sum())
-    return loss_sum, right
+        with torch.inference_mode():
+            loss_sum, right = cross_entropy_sum(logits_BTV, targets).item(), 0
+            if exact:
+                right_BT = (logits_BTV.argmax(dim=-1) == targets) | (targets == IGNORE)
+                right = int(right_BT.all(dim=1).sum())
+        return loss_sum, right
+
+    scores = pool.map(score, cuts(tokens_BT.shape[0], most, pool.count))
+    return sum(loss for loss, _ in scores), sum(right for _, right in scores)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,17 @@ from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.measure import Evaluation
 
-__all__ = ["Callback", "EvalEvent", "Listener", "LogEvent", "Outcome", "ProgressEvent", "StartEvent", "StepEvent"]
+__all__ = [
+    "Callback",
+    "EvalEvent",
+    "Listener",
+    "LogEvent",
+    "Outcome",
+    "ProgressEvent",
+    "RollbackEvent",
+    "StartEvent",
+    "StepEvent",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +57,8 @@ class LogEvent:
     """Of this step's batch, nats a token."""
     grad_norm: float
     """Before clipping."""
+    skipped: int
+    """Steps that the guard has skipped so far."""
     lr: float
     tokens_per_second: float
     """Since the last log event, training alone."""
@@ -79,12 +91,22 @@ class EvalEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RollbackEvent:
+    """The run goes back to an earlier step, to go on from there with the data in another order."""
+
+    step: int
+    """Where the trouble was noticed."""
+    back_to: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How the training ended; told when the last checkpoint is on the disk, so that nothing can lose it."""
 
     step: int
     reason: str
-    """``done``, or the name of the signal that asked for the stop."""
+    """``done``, ``patience`` (no new best for too long), or the name of the signal that asked for the stop."""
     best_loss: float
     best_step: int
 
@@ -97,6 +119,7 @@ class Listener(Protocol):
     def on_log(self, event: LogEvent) -> None: ...
     def on_progress(self, event: ProgressEvent) -> None: ...
     def on_eval(self, event: EvalEvent) -> None: ...
+    def on_rollback(self, event: RollbackEvent) -> None: ...
     def on_stop(self, event: Outcome) -> None: ...
     def close(self) -> None: ...
 
@@ -118,6 +141,9 @@ class Callback:
 
     def on_eval(self, event: EvalEvent) -> None:
         """After each evaluation."""
+
+    def on_rollback(self, event: RollbackEvent) -> None:
+        """When the run goes back to an earlier step."""
 
     def on_stop(self, event: Outcome) -> None:
         """After the last checkpoint."""

@@ -15,15 +15,25 @@ from bonsaigpt.checkpoint import Checkpoint, RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine, Metrics
-from bonsaigpt.errors import BonsaiError
+from bonsaigpt.errors import DivergenceError
 from bonsaigpt.generate import generate_text
 from bonsaigpt.measure import Evaluation, evaluate, flops_per_token
 from bonsaigpt.sampling import Sampling
 from bonsaigpt.spec import parameter_count
-from bonsaigpt.train.events import EvalEvent, Listener, LogEvent, Outcome, ProgressEvent, StartEvent, StepEvent
+from bonsaigpt.train.events import (
+    EvalEvent,
+    Listener,
+    LogEvent,
+    Outcome,
+    ProgressEvent,
+    RollbackEvent,
+    StartEvent,
+    StepEvent,
+)
 from bonsaigpt.train.interrupt import Interrupt
 from bonsaigpt.train.memory import peak_memory_mb
-from bonsaigpt.train.schedule import learning_rate
+from bonsaigpt.train.schedule import learning_rate, schedule_share
+from bonsaigpt.train.watch import Watch, diagnosis
 
 __all__ = ["start_state", "train"]
 
@@ -60,6 +70,8 @@ def start_state(source: BatchSource) -> dict[str, Any]:
         "best_step": -1,
         "evaluation": None,
         "keep": False,
+        "rollbacks": 0,
+        "watch": None,
         "data": source.fingerprint,
     }
 
@@ -78,16 +90,28 @@ class _Trainer:
     ) -> None:
         self.config, self.engine, self.source = config, engine, source
         self.run, self.listeners = run, listeners
-        saved = resume.state if resume is not None else start_state(source)
-        self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
-        self.best_step = saved["best_step"]
-        self.best_loss = saved["best_loss"] if saved["best_loss"] is not None else float("inf")
-        self.evaluation = Evaluation.from_dict(saved["evaluation"]) if saved["evaluation"] is not None else None
-        if resume is None:
-            self.state = engine.init(config)
+        self.batches, self.watch, self.rollbacks = source, Watch(config.train.guard), 0
+        self._go_to(resume)
+
+    def _go_to(self, saved: Checkpoint | None) -> None:
+        """Take everything from a checkpoint, or start at step 0."""
+        state = saved.state if saved is not None else start_state(self.source)
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.best_step = state["best_step"]
+        self.best_loss = state["best_loss"] if state["best_loss"] is not None else float("inf")
+        self.evaluation = Evaluation.from_dict(state["evaluation"]) if state["evaluation"] is not None else None
+        if state["watch"] is not None:
+            self.watch.load(state["watch"])
+        self._reorder(max(self.rollbacks, state["rollbacks"]))
+        if saved is None:
+            self.state = self.engine.init(self.config)
         else:
-            self.state = engine.restore(config, resume.model, resume.optimizer, step=self.step)
-        self.saved_step = self.step if resume is not None else -1
+            self.state = self.engine.restore(self.config, saved.model, saved.optimizer)
+        self.saved_step = self.step if saved is not None else -1
+
+    def _reorder(self, rollbacks: int) -> None:
+        self.rollbacks = rollbacks
+        self.batches = self.source.reordered(rollbacks) if rollbacks else self.source
 
     def run_through(self, interrupt: Interrupt, environment: dict[str, Any]) -> Outcome:
         """All steps that are left."""
@@ -108,58 +132,103 @@ class _Trainer:
             self._tell_evaluation()
         started, timed_tokens = time.perf_counter(), self.tokens
         metrics: Metrics | None = None
-        while self.step < train.steps and interrupt.name is None:
-            lr = learning_rate(config, self.step)
-            batch = self.source.batch_at(self.step)
-            metrics = self.engine.step(self.state, batch, config=config, lr=lr, step=self.step)
+        while self.step < train.steps and interrupt.name is None and not self._out_of_patience():
+            batch = self.batches.batch_at(self.step)
+            share = schedule_share(config, self.step)
+            metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step)
             self.step += 1
             self.tokens += batch.count
             self.evaluation = None  # it was of other weights
             self._tell("on_step", StepEvent(step=self.step, tokens=self.tokens))
 
-            last = self.step == train.steps
-            due = self.step % train.eval_interval == 0 or last
+            due = self.step % train.eval_interval == 0 or self.step == train.steps
             if self.step % train.log_interval == 0 or due:
                 host = metrics.host()  # waits for the device, so that the clock is read after the work
                 elapsed = time.perf_counter() - started
                 self.seconds += elapsed
-                speed = (self.tokens - timed_tokens) / elapsed
-                self._tell(
-                    "on_log",
-                    LogEvent(
-                        step=self.step,
-                        tokens=self.tokens,
-                        seconds=self.seconds,
-                        lr=lr,
-                        tokens_per_second=speed,
-                        tflops=speed * flops_per_token(config.model) / 1e12,
-                        memory_mb=peak_memory_mb(),
-                        **host,
-                    ),
-                )
-                if due:
-                    self._evaluate_and_save()
+                self._tell_figures(host, (self.tokens - timed_tokens) / elapsed)
+                trouble = self._trouble(host)
+                if due and trouble is None:
+                    trouble = self._evaluate_and_save()
+                if trouble is not None:
+                    self._go_back(trouble)
+                    metrics = None
                 started, timed_tokens = time.perf_counter(), self.tokens
             if self._is_kept() and self.saved_step != self.step:
                 self._save()
         if metrics is not None and self.saved_step != self.step:  # a signal came between two evaluations
-            self._refuse_divergence("training", metrics.host()["loss"])  # it must not become `last`
             self.seconds += time.perf_counter() - started
-            self._save()
-        reason = interrupt.name if interrupt.name is not None and self.step < train.steps else "done"
-        outcome = Outcome(step=self.step, reason=reason, best_loss=self.best_loss, best_step=self.best_step)
+            if self._trouble(metrics.host()) is None:  # else it must not become `last`
+                self._save()
+        outcome = Outcome(
+            step=max(0, self.saved_step),
+            reason=self._reason(interrupt),
+            best_loss=self.best_loss,
+            best_step=self.best_step,
+        )
         self._tell("on_stop", outcome)
         return outcome
 
-    def _evaluate_and_save(self) -> None:
+    def _reason(self, interrupt: Interrupt) -> str:
+        if self.step < self.config.train.steps and interrupt.name is not None:
+            return interrupt.name
+        return "done" if self.step == self.config.train.steps else "patience"
+
+    def _out_of_patience(self) -> bool:
+        train = self.config.train
+        return 0 < train.patience * train.eval_interval <= self.step - max(0, self.best_step)
+
+    def _evaluate_and_save(self) -> str | None:
+        """Evaluate, save and tell; or, in words, why these weights must not be saved."""
         model = self.engine.model_of(self.state)
-        self.evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
-        self._refuse_divergence("validation", self.evaluation.loss)
-        if self.evaluation.loss < self.best_loss:
-            self.best_loss, self.best_step = self.evaluation.loss, self.step
+        evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
+        if self.step > 0 and self.watch.is_far(evaluation.loss):
+            return f"the validation loss is {evaluation.loss:.3g}, the training loss was {self.watch.lowest:.3g}"
+        self.evaluation = evaluation
+        if evaluation.loss < self.best_loss:
+            self.best_loss, self.best_step = evaluation.loss, self.step
         if self.step > 0:
             self._save()  # before any listener may fail
         self._tell_evaluation()
+        return None
+
+    def _trouble(self, host: dict[str, float]) -> str | None:
+        return self.watch.trouble(loss=host["loss"], skipped_in_a_row=host["skipped_in_a_row"])
+
+    def _go_back(self, why: str) -> None:
+        """To the last good checkpoint, or the beginning, with the data in another order.
+
+        Raises:
+            DivergenceError: it went back often enough; the last good checkpoint is on the disk.
+        """
+        noticed, seconds, rollbacks = self.step, self.seconds, self.rollbacks
+        steps = self.run.steps()
+        if rollbacks >= self.config.train.guard.rollbacks:
+            good = f"The last good checkpoint is {self.run.path}@last, step {steps[-1]}" if steps else "None was saved"
+            rate = learning_rate(self.config, noticed - 1)
+            raise DivergenceError(diagnosis(self.config, step=noticed, why=why, rate=rate, last_good=good))
+        self.rollbacks = rollbacks + 1
+        self.watch = Watch(self.config.train.guard)
+        self._go_to(self.run.load("last") if steps else None)
+        self.seconds = seconds  # the time was spent all the same
+        self._tell("on_rollback", RollbackEvent(step=noticed, back_to=self.step, why=why))
+
+    def _tell_figures(self, host: dict[str, float], speed: float) -> None:
+        self._tell(
+            "on_log",
+            LogEvent(
+                step=self.step,
+                tokens=self.tokens,
+                seconds=self.seconds,
+                loss=host["loss"],
+                grad_norm=host["grad_norm"],
+                skipped=int(host["skipped"]),
+                lr=learning_rate(self.config, self.step - 1),
+                tokens_per_second=speed,
+                tflops=speed * flops_per_token(self.config.model) / 1e12,
+                memory_mb=peak_memory_mb(),
+            ),
+        )
 
     def _tell_evaluation(self) -> None:
         assert self.evaluation is not None
@@ -173,15 +242,6 @@ class _Trainer:
                 is_best=self.best_step == self.step,
                 write=self._write_text,
             ),
-        )
-
-    def _refuse_divergence(self, split: str, loss: float) -> None:
-        if loss < float("inf"):  # false for NaN
-            return
-        saved = f"The last good checkpoint is {self.run.path}@last; try" if self.saved_step > 0 else "Try"
-        raise BonsaiError(
-            f"training diverged: the {split} loss at step {self.step} is {loss}. {saved} a lower --optim.lr or a "
-            "longer --optim.schedule.warmup"
         )
 
     def _is_kept(self) -> bool:
@@ -201,6 +261,8 @@ class _Trainer:
             "best_step": self.best_step,
             "evaluation": self.evaluation.as_dict() if self.evaluation is not None else None,
             "keep": self._is_kept(),
+            "rollbacks": self.rollbacks,
+            "watch": self.watch.as_dict(),
         }
         self.run.save(Checkpoint(model=model, optimizer=optimizer, state=state))
         self.saved_step = self.step

@@ -11,8 +11,9 @@ from bonsaigpt.recipes import flatten
 __all__ = ["changes", "check_data", "check_same_function"]
 
 _FREE = ("about", "data.path", "model.dropout", "optim.", "train.")
-_FIXED = ("train.batch_size",)
-"""The place of every sample in the data follows from the batch size, so another one would be another run."""
+_FIXED = ("train.batch_size", "train.batch_ramp", "optim.matrices.kind")
+"""The place of every sample in the data follows from the sizes of all batches, so others would be another run; the
+optimizer's saved state fits one kind of update."""
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
@@ -27,7 +28,7 @@ def changes(old: RunConfig, new: RunConfig) -> list[str]:
         was, now = before.get(name), after.get(name)
         if was == now:
             continue
-        if name in _FIXED or not name.startswith(_FREE):
+        if name.startswith(_FIXED) or not name.startswith(_FREE):
             raise ConfigError(
                 f"{name} cannot change while a run is continued (it was {was}, not {now}): leave it, or start a new "
                 "run from these weights with --init"
@@ -50,7 +51,8 @@ def check_same_function(theirs: ModelConfig, ours: ModelConfig, *, origin: str) 
 
     Equal shapes do not suffice: pre- and post-norm, or the two GELUs, have the same parameters.
     """
-    free = {"preset", "dropout", "vocab_size", "block_size"}  # sizes are checked by the shapes themselves
+    # Sizes are checked by the shapes themselves.
+    free = {"preset", "dropout", "vocab_size", "vocab_multiple", "block_size", "residual_init"}
     before, after = (flatten(c.model_dump(mode="json", exclude=free)) for c in (theirs, ours))
     for name in before.keys() | after.keys():
         if before.get(name) != after.get(name):

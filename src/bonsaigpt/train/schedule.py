@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import math
 
-from bonsaigpt.config import CosineSchedule, RunConfig
+from bonsaigpt.config import ConstantSchedule, CosineSchedule, LinearSchedule, RunConfig
 
-__all__ = ["learning_rate"]
+__all__ = ["learning_rate", "schedule_share"]
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """Learning rate of optimizer step ``step`` (the first is 0): linear warmup, then the schedule's shape."""
-    schedule, peak = config.optim.schedule, config.optim.lr
+    """AdamW's learning rate at a step."""
+    return config.optim.lr * schedule_share(config, step)
+
+
+def schedule_share(config: RunConfig, step: int) -> float:
+    """Share of the peak learning rates at optimizer step ``step`` (the first is 0): linear warmup, then the shape."""
+    schedule, steps = config.optim.schedule, config.train.steps
     if step < schedule.warmup:
-        return peak * (step + 1) / (schedule.warmup + 1)
-    if not isinstance(schedule, CosineSchedule):
-        return peak
-    decay_steps = max(1, config.train.steps - schedule.warmup)
-    progress = min(1.0, (step - schedule.warmup) / decay_steps)
-    share = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return peak * (schedule.final + (1.0 - schedule.final) * share)
+        return (step + 1) / (schedule.warmup + 1)
+    if isinstance(schedule, ConstantSchedule):
+        return 1.0
+    start = schedule.warmup
+    if not isinstance(schedule, CosineSchedule | LinearSchedule):  # the trapezoid is flat until its cooldown
+        start = max(start, steps - round(schedule.cooldown * steps))
+    progress = min(1.0, max(0, step - start) / max(1, steps - start))
+    if isinstance(schedule, CosineSchedule):
+        shape = 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif isinstance(schedule, LinearSchedule) or schedule.shape == "linear":
+        shape = 1.0 - progress
+    else:
+        shape = 1.0 - math.sqrt(progress)
+    return schedule.final + (1.0 - schedule.final) * shape

@@ -10,12 +10,13 @@ its digits says so, whatever the seed: no list is ever both trained on and teste
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bonsaigpt.config import SortData
 from bonsaigpt.data.batches import IGNORE, Batch
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import CharTokenizer
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.randomness import hash64, key
@@ -40,7 +41,9 @@ class SortBatches:
 
     config: SortData
     seed: int
-    batch_size: int
+    plan: BatchPlan
+    stream: str = "train"
+    """Names the endless stream that is trained on."""
     exact_match: bool = True
 
     @property
@@ -51,7 +54,7 @@ class SortBatches:
     @property
     def fingerprint(self) -> str:
         """Of everything that a batch depends on."""
-        return f"sort-{self.config.vocab}-{self.config.length}-{self.seed}-{self.batch_size}"
+        return f"sort-{self.config.vocab}-{self.config.length}-{self.seed}-{self.plan.batch_size}"
 
     def lists(self, name: str, numbers: np.ndarray, *, held_out: bool) -> np.ndarray:
         """(n, length) lists with these numbers; drawn again, number by number, until each is on its side."""
@@ -68,8 +71,10 @@ class SortBatches:
         return lists
 
     def batch_at(self, step: int) -> Batch:
-        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return self._batch(self.lists("train", numbers, held_out=False))
+        return self._batch(self.lists(self.stream, self.plan.samples(step), held_out=False))
+
+    def reordered(self, attempt: int) -> SortBatches:
+        return replace(self, stream=f"train-{attempt}")
 
     def validation(self) -> Iterator[Batch]:
         rows = max(1, 65536 // (2 * self.config.length))

@@ -7,7 +7,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bonsaigpt.measure import Evaluation
-from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, Outcome, ProgressEvent, StartEvent, StepEvent
+from bonsaigpt.train.events import (
+    Callback,
+    EvalEvent,
+    LogEvent,
+    Outcome,
+    ProgressEvent,
+    RollbackEvent,
+    StartEvent,
+    StepEvent,
+)
 
 __all__ = ["ConsoleProgress", "score_line"]
 
@@ -72,9 +81,20 @@ class ConsoleProgress(Callback):
         if event.is_best:
             self._best = f"best {event.evaluation.loss:.4f}"
 
+    def on_rollback(self, event: RollbackEvent) -> None:
+        self._progress.console.print(
+            f"[yellow]step {event.step:,}: {escape(event.why)}; back to step {event.back_to:,}, with the data in "
+            "another order[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._progress.update(self._task, completed=event.back_to)
+
     def on_stop(self, event: Outcome) -> None:
         self._progress.stop()
-        if event.reason != "done":
+        if event.reason == "patience":
+            self._console.print(f"stopped at step {event.step:,}: no new best for long enough", highlight=False)
+        elif event.reason != "done":
             self._console.print(f"[yellow]{event.reason}[/]: saved at step {event.step:,}", highlight=False)
         self._console.print(f"best validation loss {event.best_loss:.4f} at step {event.best_step:,}", highlight=False)
 

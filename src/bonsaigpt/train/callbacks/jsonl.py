@@ -1,4 +1,7 @@
-"""``metrics.jsonl``: one JSON object a line, appended as training goes; the report and `compare` read it."""
+"""``metrics.jsonl``: one JSON object a line, appended as training goes; the report and `compare` read it.
+
+A run that went back to an earlier step notes it in ``rollbacks.jsonl``; the metrics are those of the path it kept.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bonsaigpt.files import write_text, writing
-from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, StartEvent
+from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, RollbackEvent, StartEvent
 
 __all__ = ["JsonLines", "read_metrics"]
 
@@ -22,13 +25,16 @@ class JsonLines(Callback):
         self._file: IO[str] | None = None
 
     def on_start(self, event: StartEvent) -> None:
-        path = event.run.path / "metrics.jsonl"
+        self._open(event.run.path / "metrics.jsonl", event.step)
+
+    def _open(self, path: Path, step: int) -> None:
+        """Append to the file, without the lines of steps that come again after ``step``."""
         # A killed run may have written past its last checkpoint, or half a line; those steps come again, and so does
         # the evaluation of the checkpoint itself, which nobody may have heard of.
         kept = [
             line
             for line in read_metrics(path)
-            if line["step"] < event.step or (line["step"] == event.step > 0 and "val_loss" not in line)
+            if line["step"] < step or (line["step"] == step > 0 and "val_loss" not in line)
         ]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         with writing(path):
@@ -40,6 +46,14 @@ class JsonLines(Callback):
     def on_eval(self, event: EvalEvent) -> None:
         scores = {f"val_{name}": value for name, value in event.evaluation.as_dict().items()}
         self._write({"step": event.step, "tokens": event.tokens, "seconds": event.seconds, **scores})
+
+    def on_rollback(self, event: RollbackEvent) -> None:
+        assert self._file is not None
+        self.close()
+        path = Path(self._file.name)
+        self._open(path, event.back_to + 1)
+        with writing(path), path.with_name("rollbacks.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(event)) + "\n")
 
     def close(self) -> None:
         if self._file is not None:
