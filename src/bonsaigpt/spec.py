@@ -91,6 +91,8 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
         table.append(Param(name=name, shape=(size,), init=init, decay=False, role="vector"))
 
     def norm(name: str) -> None:
+        if not config.norm.scale:
+            return
         vector(f"{name}.weight", width, "ones")
         if config.bias and config.norm.kind == "layernorm":
             vector(f"{name}.bias", width, "zeros")

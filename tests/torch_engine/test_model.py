@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from bonsaigpt.config import ModelConfig, validate
+from bonsaigpt.torch_engine.elementwise import rotate
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
-from bonsaigpt.torch_engine.rope import rotate, rotation_table
+from bonsaigpt.torch_engine.rope import rotation_table
 from tests.torch_engine.variants import VARIANTS, variant
 
 
@@ -126,17 +127,19 @@ def test_mlps_equal_their_formulas(name: str, formula) -> None:
     torch.testing.assert_close(mlp(x), formula(mlp, x), rtol=1e-12, atol=1e-12)
 
 
-def test_rope_scores_depend_on_the_distance_alone() -> None:
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_rope_scores_depend_on_the_distance_alone(neighbours: bool) -> None:
     cos, sin = (t.double() for t in rotation_table(50, 8, 10000.0))
     q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
 
     def score(i: int, j: int) -> float:
-        return (rotate(q, cos[i], sin[i]) @ rotate(k, cos[j], sin[j])).item()
+        turned = (rotate(x, cos[at], sin[at], neighbours=neighbours) for x, at in ((q, i), (k, j)))
+        return torch.dot(*turned).item()
 
     # The table is float32 (2^-24 relative, each product rounds twice): 1e-6 is a safe bound for sums of 8 terms.
     assert score(5, 3) == pytest.approx(score(40, 38), abs=1e-5)
     assert score(5, 3) != pytest.approx(score(5, 4), abs=1e-3)
-    assert rotate(q, cos[7], sin[7]).norm().item() == pytest.approx(q.norm().item(), rel=1e-6)
+    assert rotate(q, cos[7], sin[7], neighbours=neighbours).norm().item() == pytest.approx(q.norm().item(), rel=1e-6)
 
 
 def test_gqa_with_all_heads_is_plain_attention() -> None:

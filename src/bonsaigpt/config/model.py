@@ -78,6 +78,9 @@ class RopePosition(Config):
     """Which positions."""
     theta: float = Field(default=10000.0, gt=1.0)
     """Base of the wavelengths, in positions."""
+    pairs: Literal["halves", "neighbours"] = "halves"
+    """Which channels turn together: (i, i + K/2) as in GPT-NeoX and Hugging Face, or (2i, 2i + 1) as in the paper and
+    GPT-J, which is much faster on a CPU."""
 
 
 class NoPosition(Config):
@@ -94,6 +97,8 @@ class LayerNorm(Config):
     """Which normalisation."""
     eps: float = Field(default=1e-5, gt=0.0)
     """Added to the variance."""
+    scale: bool = True
+    """Learn a factor for each channel; the next matrix can do without."""
 
 
 class RMSNorm(Config):
@@ -103,6 +108,8 @@ class RMSNorm(Config):
     """Which normalisation."""
     eps: float = Field(default=1e-5, gt=0.0)
     """Added to the mean square."""
+    scale: bool = True
+    """Learn a factor for each channel; the next matrix can do without."""
 
 
 PRESETS: dict[str, dict[str, int]] = {

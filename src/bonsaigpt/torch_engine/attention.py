@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from bonsaigpt.config import ModelConfig
 from bonsaigpt.kv import KVCache
-from bonsaigpt.torch_engine.linear import Linear, rms_norm
-from bonsaigpt.torch_engine.rope import rotate
+from bonsaigpt.torch_engine.elementwise import rms_norm, rotate
+from bonsaigpt.torch_engine.linear import Linear
 
 __all__ = ["Attention", "Where", "attend", "causal_mask"]
 
@@ -22,7 +22,7 @@ class Where:
     positions_BT: Tensor | None
     """True positions; None means 0 .. T-1 in every row, the case of training."""
     rotation: tuple[Tensor, Tensor] | None
-    """cos and sin for these positions, where the model uses RoPE."""
+    """cos and sin for these positions, (T, 1, K/2) or (B, T, 1, K/2), where the model uses RoPE."""
     cache: KVCache | None
 
 
@@ -54,6 +54,7 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head, self.head_width = config.n_head, config.n_kv_head, config.head_width
         self.dropout = config.dropout
         self.qk_eps = config.norm.eps if config.attention.qk_norm else None
+        self.neighbours = config.position.kind == "rope" and config.position.pairs == "neighbours"
         heads = config.n_head + 2 * config.n_kv_head
         self.c_attn = Linear(heads * config.head_width, config.n_embd, bias=config.bias)
         self.c_proj = Linear(config.n_embd, config.n_head * config.head_width, bias=config.bias)
@@ -61,11 +62,14 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
         B, T, _ = x_BTD.shape
         heads_BTHK = self.c_attn(x_BTD).view(B, T, self.n_head + 2 * self.n_kv_head, self.head_width)
-        q_BHTK, k_BGTK, v_BGTK = heads_BTHK.transpose(1, 2).split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        # Queries and keys lie side by side and are treated alike: half as many operators.
+        qk_BTHK, v_BTGK = heads_BTHK.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.qk_eps is not None:
-            q_BHTK, k_BGTK = rms_norm(q_BHTK, None, self.qk_eps), rms_norm(k_BGTK, None, self.qk_eps)
+            qk_BTHK = rms_norm(qk_BTHK, None, self.qk_eps)
         if where.rotation is not None:
-            q_BHTK, k_BGTK = rotate(q_BHTK, *where.rotation), rotate(k_BGTK, *where.rotation)
+            qk_BTHK = rotate(qk_BTHK, *where.rotation, neighbours=self.neighbours)
+        q_BTHK, k_BTGK = qk_BTHK.split([self.n_head, self.n_kv_head], dim=2)
+        q_BHTK, k_BGTK, v_BGTK = (t.transpose(1, 2) for t in (q_BTHK, k_BTGK, v_BTGK))
 
         mask = None
         if where.cache is not None:

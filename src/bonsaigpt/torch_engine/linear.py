@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.config import ModelConfig
+from bonsaigpt.torch_engine.elementwise import rms_norm
 
-__all__ = ["Linear", "Norm", "linear", "rms_norm"]
+__all__ = ["Linear", "Norm", "linear"]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,19 +29,14 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019, equation 4)."""
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
-
-
 class Norm(nn.Module):
     """LayerNorm or RMSNorm, as the configuration says."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.kind, self.eps = config.norm.kind, config.norm.eps
-        self.weight = nn.Parameter(torch.empty(config.n_embd))
-        has_bias = config.bias and self.kind == "layernorm"
+        self.weight = nn.Parameter(torch.empty(config.n_embd)) if config.norm.scale else None
+        has_bias = config.bias and config.norm.scale and self.kind == "layernorm"
         self.bias = nn.Parameter(torch.empty(config.n_embd)) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.config import GeluMLP, ModelConfig
+from bonsaigpt.torch_engine.elementwise import relu2
 from bonsaigpt.torch_engine.linear import Linear
 
 __all__ = ["MLP"]
@@ -28,7 +29,7 @@ class MLP(nn.Module):
         if self.kind == "swiglu":
             h_BTF = F.silu(self.c_gate(x_BTD)) * h_BTF
         elif self.kind == "relu2":
-            h_BTF = F.relu(h_BTF).square()
+            h_BTF = relu2(h_BTF)
         else:
             h_BTF = F.gelu(h_BTF, approximate=self.approximate)
         return self.c_proj(h_BTF)

@@ -107,9 +107,9 @@ class GPT(nn.Module):
             x_BTD = x_BTD + (wpe.weight[:T] if positions_BT is None else wpe(positions_BT))
         elif self.config.position.kind == "rope":
             if positions_BT is None:
-                rotation = (self.cos[:T], self.sin[:T])
+                rotation = (self.cos[:T, None], self.sin[:T, None])
             else:
-                rotation = (self.cos[positions_BT][:, None], self.sin[positions_BT][:, None])
+                rotation = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
         x_BTD = self.transformer.drop(x_BTD)
         where = Where(positions_BT, rotation, cache)
         for block in self.transformer.h:

@@ -83,11 +83,11 @@ class Muon:
             for b in self._batches
         ]
 
-    @torch.no_grad()
     def step(self, share: float, keep: Tensor) -> None:
         """Update at ``share`` of the peak rate if ``keep`` (a scalar on the device) is 1; if it is 0 change nothing."""
         self.pool.map(lambda i: self._update(i, share, keep), range(len(self._batches)))
 
+    @torch.no_grad()  # in the worker: each thread has this mode to itself
     def _update(self, index: int, share: float, keep: Tensor) -> None:
         config, batch, momentum = self.config, self._batches[index], self._momenta[index]
         gradients = torch.stack([gradient_of(m)[m.first : m.last] for m in batch]).float()
