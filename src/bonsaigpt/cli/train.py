@@ -100,7 +100,8 @@ def _start(
                 "train on the same data, or without --init"
             )
         check_same_function(opened.config, config.model, origin=opened.label)
-    environment = _environment(engine.describe(), source, argv)
+    config, why = engine.resolve(config, source.batch_at(config.train.steps - 1))
+    environment = _environment(engine.describe() | {"decisions": why}, source, argv)
     listeners = _listeners(config, console)
     start = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source)) if opened is not None else None
     run_directory = RunDirectory.create(target, config, source.tokenizer, environment, start=start)

@@ -59,6 +59,8 @@ class TrainConfig(Config):
     in it natively."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Fuse operators with torch.compile; auto compiles where the steps to come win back the time it takes."""
+    attention_kernel: Literal["auto", "sdpa", "plain"] = "auto"
+    """torch's fused attention, or plain matrix products, which may compile to faster code at short context."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 means as many as torch chooses."""
     workers: int = Field(default=0, ge=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,8 +33,15 @@ def causal_mask(query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor:
     return (keys >= 0) & (keys <= query_positions_BT[:, None, :, None])
 
 
-def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v, (B, H, T, K). Without a mask the pass is causal over equal positions."""
+def attend(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, *, dropout: float, plain: bool = False
+) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v, (B, H, T, K). Without a mask the pass is causal over equal positions.
+
+    ``plain``: by matrix products and a softmax instead of torch's fused kernel.
+    """
+    if plain:
+        return _attend_plainly(q_BHTK, k_BGSK, v_BGSK, mask, dropout=dropout)
     return F.scaled_dot_product_attention(
         q_BHTK,
         k_BGSK,
@@ -45,6 +53,17 @@ def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, 
     )
 
 
+def _attend_plainly(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+    group = q_BHTK.shape[1] // k_BGSK.shape[1]
+    if group > 1:
+        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(group, dim=1), v_BGSK.repeat_interleave(group, dim=1)
+    if mask is None:
+        mask = torch.ones(q_BHTK.shape[2], k_BGSK.shape[2], dtype=torch.bool, device=q_BHTK.device).tril()
+    scores_BHTS = (q_BHTK @ k_BGSK.mT) * q_BHTK.shape[-1] ** -0.5
+    shares_BHTS = scores_BHTS.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return F.dropout(shares_BHTS, dropout) @ v_BGSK
+
+
 class Attention(nn.Module):
     """One layer's attention. ``c_attn`` makes queries, keys and values in one product, in that order."""
 
@@ -53,6 +72,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.n_head, self.n_kv_head, self.head_width = config.n_head, config.n_kv_head, config.head_width
         self.dropout = config.dropout
+        self.plain = False
         self.qk_eps = config.norm.eps if config.attention.qk_norm else None
         self.neighbours = config.position.kind == "rope" and config.position.pairs == "neighbours"
         heads = config.n_head + 2 * config.n_kv_head
@@ -76,5 +96,5 @@ class Attention(nn.Module):
             k_BGTK, v_BGTK, slots_BS = where.cache.extend(self.layer, k_BGTK, v_BGTK, where.positions_BT)
             assert where.positions_BT is not None
             mask = causal_mask(where.positions_BT, slots_BS)
-        y_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask, dropout=self.dropout if self.training else 0.0)
+        y_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask, dropout=self.dropout if self.training else 0.0, plain=self.plain)
         return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1))

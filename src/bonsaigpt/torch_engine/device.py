@@ -37,6 +37,16 @@ def choose_placement(device: str = "auto", precision: str = "auto", threads: int
         torch.set_num_threads(threads)
     chosen, why = _device(device)
     native, reason = _bf16_native(chosen)
+    if precision in ("fp16", "tf32") and chosen.type != "cuda":
+        raise DeviceError(f"train.precision = '{precision}' needs a CUDA device, this is {chosen}: use fp32, or auto.")
+    if precision == "fp16" or (precision == "auto" and _fp16_native(chosen) and not native):
+        asked = "as asked" if precision == "fp16" else reason
+        return Placement(chosen, torch.float16, f"{why}; fp16 with a loss scaler: {asked}")
+    if precision == "tf32":
+        if not native:
+            raise DeviceError(f"train.precision = 'tf32': this device has none ({reason}). Use fp32, or auto.")
+        torch.set_float32_matmul_precision("high")
+        return Placement(chosen, torch.float32, f"{why}; tf32 as asked")
     if precision == "bf16":
         if not native:
             raise DeviceError(f"train.precision = 'bf16' would be slow here: {reason}. Use fp32, or auto.")
@@ -68,6 +78,11 @@ def _device(device: str) -> tuple[torch.device, str]:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("train.device = 'mps', but this is no Mac with Metal: use cpu or auto")
     return chosen, f"{device}, as asked"
+
+
+def _fp16_native(device: torch.device) -> bool:
+    """Whether fp16 matrix products run on tensor cores: compute capability 7.0 on (V100, T4)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _bf16_native(device: torch.device) -> tuple[bool, str]:

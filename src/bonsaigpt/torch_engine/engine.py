@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import time
 from typing import Any
 
 import numpy as np
 import torch
 
 from bonsaigpt.checkpoint import Arrays
-from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.config import ModelConfig, RunConfig, derive
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.torch_engine.cache import FullCache
+from bonsaigpt.torch_engine.compiling import decide, what_is_missing
 from bonsaigpt.torch_engine.device import Placement, choose_placement
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
@@ -21,6 +24,9 @@ from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, trai
 from bonsaigpt.torch_engine.workers import WorkerPool, share_weights
 
 __all__ = ["TorchEngine"]
+
+CPU_PASS = 1024
+"""Tokens in one forward pass on a CPU, where nothing else is asked."""
 
 
 class TorchEngine:
@@ -43,18 +49,55 @@ class TorchEngine:
             "device": str(self.placement.device),
             "precision": str(self.placement.dtype).removeprefix("torch."),
             "why": self.placement.why,
-            "compile": "no: eager",
             "threads": torch.get_num_threads(),
             "workers": self.pool.count,
         }
 
     # ------------------------------------------------------------------ training
 
+    def resolve(self, config: RunConfig, batch: Batch) -> tuple[RunConfig, dict[str, str]]:
+        """The configuration with all that was left to the engine decided for batches like this one, and the reasons.
+
+        A run keeps the resolved one: whoever continues or replays it computes as it did.
+        """
+        why: dict[str, str] = {}
+        workers, why["workers"] = self._workers(config)
+        rows, why["micro_batch"] = self._micro_batch(config, workers)
+        config = derive(config, train={"workers": workers, "micro_batch": rows})
+        decision = decide(config, self.placement.device, lambda tried: self._seconds_a_step(tried, batch))
+        why["compile"] = decision.why
+        kernel = {"compile": "on" if decision.compile else "off", "attention_kernel": decision.attention_kernel}
+        return derive(config, train=kernel), why
+
+    def _workers(self, config: RunConfig) -> tuple[int, str]:
+        if self.placement.device.type != "cpu":
+            return 1, "one: the device works through the whole batch"
+        if config.model.dropout:
+            return 1, "one: dropout draws from a generator that workers would share"
+        return self.pool.count, f"{self.pool.count}, each with its part of the batch and {self.pool.threads} threads"
+
+    def _micro_batch(self, config: RunConfig, workers: int) -> tuple[int, str]:
+        if config.train.micro_batch:
+            return config.train.micro_batch, "as asked"
+        rows = config.train.batch_size
+        if self.placement.device.type == "cpu":
+            # Passes of about a thousand tokens lose no speed on a CPU and keep a fraction of the activations.
+            rows = min(math.ceil(rows / workers), max(1, CPU_PASS // config.model.block_size))
+        return rows, f"{rows} sequences in one pass"
+
+    def _seconds_a_step(self, config: RunConfig, batch: Batch) -> float:
+        """A step on scratch weights: the fastest of three after one that warms up."""
+        state, seconds = self.init(config), []
+        for step in range(4):
+            began = time.perf_counter()
+            self.step(state, batch, config=config, share=1.0, step=step).host()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds[1:])
+
     def init(self, config: RunConfig, values: Arrays | None = None) -> State:
         """A fresh state: weights from the seed, or from ``values``; the optimizer starts anew."""
         device = self.placement.device
         model = build(config.model, seed=config.seed, values=values).to(device)
-        model.recompute = config.train.recompute
         # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
         pool = self.pool if config.model.dropout == 0 else WorkerPool()
         optimizer = Optimizer(model, config.optim, pool)
@@ -78,9 +121,13 @@ class TorchEngine:
         learners = [Learner(model, z_loss=config.optim.z_loss)]
         for _ in range(1, count):
             twin = GPT(config.model)
-            twin.recompute = model.recompute
             share_weights(model, twin)
             learners.append(Learner(twin, z_loss=config.optim.z_loss))
+        for learner in learners:
+            learner.model.recompute = config.train.recompute
+            learner.model.attend_plainly(config.train.attention_kernel == "plain")
+            if config.train.compile == "on" and what_is_missing(self.placement.device) is None:
+                learner.compile()
         return learners
 
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:

@@ -89,6 +89,12 @@ class GPT(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
 
+    def attend_plainly(self, plain: bool) -> None:
+        """Compute attention by plain matrix products instead of torch's fused kernel."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.plain = plain
+
     @property
     def head_weight(self) -> Tensor:
         """The matrix from the last hidden state to the logits, (V, D)."""
