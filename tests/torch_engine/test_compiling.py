@@ -1,0 +1,117 @@
+"""The decision to compile: its arithmetic, its reasons, and that a missing compiler is no failure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bonsaigpt.config import RunConfig, derive, validate
+from bonsaigpt.torch_engine import compiling
+from bonsaigpt.torch_engine.compiling import decide
+from bonsaigpt.torch_engine.engine import TorchEngine
+from tests.torch_engine.test_step import batch
+
+CPU = torch.device("cpu")
+ENGINE = TorchEngine(device="cpu", workers=2)
+
+
+@pytest.fixture(autouse=True)
+def a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that can compile, with an empty cache."""
+    monkeypatch.setattr(compiling, "what_is_missing", lambda device: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+
+def config(steps: int = 10_000, **train: object) -> RunConfig:
+    """A run of so many steps."""
+    model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
+    return validate({"model": model, "train": {"steps": steps, "batch_size": 8} | train}, origin="t")
+
+
+def step(eager: float, compiled: float) -> Callable[[RunConfig], float]:
+    """Seconds a step takes, eager and compiled."""
+    return lambda tried: compiled if tried.train.compile == "on" else eager
+
+
+def test_a_short_run_is_not_compiled_and_nothing_is_tried() -> None:
+    def measure(tried: RunConfig) -> float:
+        assert tried.train.compile == "off"
+        return 0.04
+
+    decision = decide(config(steps=2000), CPU, measure)
+    assert not decision.compile
+    assert "2,000 steps of 40 ms could save 10 s, compiling costs about 45 s" in decision.why
+
+
+def test_a_long_run_is_compiled_if_that_measures_faster() -> None:
+    faster = decide(config(steps=100_000), CPU, step(0.04, 0.03))
+    assert (faster.compile, faster.attention_kernel) == (True, "plain")
+    assert "1.33x" in faster.why
+    slower = decide(config(steps=100_000), CPU, step(0.04, 0.04))
+    assert (slower.compile, slower.attention_kernel) == (False, "sdpa")
+    assert "not worth it" in slower.why
+
+
+def test_a_cache_that_is_warm_lowers_the_price() -> None:
+    run = config(steps=4000)  # saves 21 s
+    assert not decide(run, CPU, step(0.04, 0.03)).compile
+    decide(config(steps=100_000), CPU, step(0.04, 0.03))
+    assert decide(run, CPU, step(0.04, 0.03)).compile
+
+
+def test_an_order_is_followed_and_a_missing_compiler_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decide(config(steps=1, compile="on"), CPU, step(1, 1)).compile
+    assert decide(config(compile="off"), CPU, step(9, 1)).why == "off, as asked"
+    assert decide(config(compile="off", attention_kernel="plain"), CPU, step(9, 1)).attention_kernel == "plain"
+    monkeypatch.setattr(compiling, "what_is_missing", lambda device: "no C++ compiler here")
+    assert decide(config(compile="on"), CPU, step(9, 1)).why == "off: no C++ compiler here"
+
+
+def test_a_compiler_that_fails_is_no_error() -> None:
+    def measure(tried: RunConfig) -> float:
+        if tried.train.compile == "on":
+            raise RuntimeError("internal compiler error")
+        return 1.0
+
+    assert decide(config(), CPU, measure).why == "off: compiling failed (RuntimeError)"
+
+
+def test_the_engine_resolves_everything_and_a_resolved_run_stays_as_it_is() -> None:
+    resolved, why = ENGINE.resolve(config(steps=3), batch())
+    assert resolved.train.workers == 2
+    assert resolved.train.micro_batch == 4
+    assert resolved.train.compile == "off"
+    assert resolved.train.attention_kernel == "sdpa"
+    assert json.dumps(why).count(":") >= 3
+    assert ENGINE.resolve(resolved, batch())[0] == resolved
+    noisy, why = ENGINE.resolve(derive(config(steps=3), model={"dropout": 0.1}), batch())
+    assert noisy.train.workers == 1
+    assert "dropout" in why["workers"]
+
+
+def test_plain_attention_is_the_fused_one() -> None:
+    model = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 8, "vocab_size": 11, "attention": {"n_kv_head": 2}}
+    runs = [validate({"model": model, "train": {"attention_kernel": k}}, origin="t") for k in ("sdpa", "plain")]
+    states = [ENGINE.init(run) for run in runs]
+    tokens = torch.from_numpy(batch().tokens_BT)
+    fused, plain = (state.learners[0].model(tokens) for state in states)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(fused, plain)  # it is another way to compute
+    states[1].learners[0].model.attend_plainly(False)
+    assert torch.equal(fused, states[1].learners[0].model(tokens))
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_two_workers_takes_the_eager_step() -> None:
+    runs = [config(compile=c, attention_kernel=k) for c, k in (("off", "sdpa"), ("on", "plain"))]
+    states = [ENGINE.init(run) for run in runs]
+    for number in range(3):
+        losses = [
+            ENGINE.step(state, batch(seed=number), config=run, share=1.0, step=number).host()["loss"]
+            for state, run in zip(states, runs, strict=True)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
