@@ -25,7 +25,7 @@ from bonsaigpt.data.corpora import documents
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.errors import BonsaiError, DataError
 
-__all__ = ["SIDES", "Remote", "add_flags", "duel", "text_overrides"]
+__all__ = ["SIDES", "Remote", "add_flags", "duel", "text_overrides", "write_bins"]
 
 SIDES = ("ours", "nanogpt")
 
@@ -42,7 +42,7 @@ def duel(
     source = open_source(config, folder)
     assert isinstance(source, TokenBatches)
     config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
-    _write_bins(config, folder, source)
+    write_bins(config, folder, source)
     setup = Setup(config=config, folder=folder, nanogpt=nanogpt, threads=threads)
     sides: dict[str, Remote] = {}
     try:
@@ -94,6 +94,9 @@ class Remote:
     def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
         return self._ask("gradient", values, tokens_BT, targets_BT)
 
+    def start(self) -> float:
+        return self._ask("start")
+
     def advance(self, steps: int) -> float:
         return self._ask("advance", steps)
 
@@ -133,7 +136,7 @@ def _serve(pipe: Connection, name: str, setup: Setup) -> None:
         pipe.send((traceback.format_exc(), None))
 
 
-def _write_bins(config: RunConfig, folder: Path, source: TokenBatches) -> None:
+def write_bins(config: RunConfig, folder: Path, source: TokenBatches) -> None:
     """train.bin and val.bin as nanoGPT's prepare.py makes them, and a check that ours are the same tokens."""
     assert isinstance(config.data, TextData)
     text = "".join(document.text for document in documents(config.data))

@@ -51,6 +51,10 @@ class Side(Protocol):
         """Mean loss in nats of these weights on one batch, and the norm of its gradient, by the side's own code."""
         ...
 
+    def start(self) -> float:
+        """Make the first weights and all decisions again; seconds that it took."""
+        ...
+
     def advance(self, steps: int) -> float:
         """Train on; seconds that it took."""
         ...
@@ -68,8 +72,14 @@ class Ours:
         train = self.config.train
         self.engine = load_engine("torch", device="cpu", precision="fp32", threads=setup.threads)
         self.source = open_source(self.config, setup.folder)
-        self.state = self.engine.init(self.config)
         self.log_interval, self.step = train.log_interval, 0
+        self.start()
+
+    def start(self) -> float:
+        began = time.perf_counter()
+        self.config, _ = self.engine.resolve(self.config, self.source.batch_at(self.config.train.steps - 1))
+        self.state = self.engine.init(self.config)
+        return time.perf_counter() - began
 
     def parameters(self) -> int:
         return parameter_count(self.config.model)
@@ -130,6 +140,9 @@ class NanoGPT:
 
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
+
+    def start(self) -> float:
+        return 0.0  # its weights are made with the model, in far less than a step
 
     def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
         before = weights(self.model)
