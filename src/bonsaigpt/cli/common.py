@@ -134,7 +134,7 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     """Add --device, --precision and --threads, for verbs without settings."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16"], help="number format (default: what the run was trained in)"
+        "--precision", choices=["auto", "fp32", "tf32", "bf16", "fp16"], help="number format (default: what the run was trained in)"
     )
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses")
 
@@ -159,6 +159,8 @@ class Opened:
     def on(self, placement: argparse.Namespace) -> tuple[Engine, Any]:
         """The engine, and the model placed on it as the flags of ``add_placement`` say."""
         trained_in = self.run.config.train.precision if self.run is not None else "auto"
+        if trained_in not in ("auto", "fp32"):
+            trained_in = "auto"  # this device need not have what the training device had
         engine = load_engine(
             "torch",
             device=placement.device,
