@@ -32,7 +32,7 @@ SIDES = ("ours", "nanogpt")
 
 @contextmanager
 def duel(
-    config: RunConfig, folder: Path, *, nanogpt: Path, threads: int
+    config: RunConfig, folder: Path, *, nanogpt: Path, threads: int, compile: bool = False
 ) -> Iterator[tuple[RunConfig, dict[str, Remote]]]:
     """Both sides ready to train, and the configuration with its vocabulary. ``folder`` takes the tokens.
 
@@ -41,9 +41,10 @@ def duel(
     """
     source = open_source(config, folder)
     assert isinstance(source, TokenBatches)
-    config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
+    if config.model.vocab_size is None:
+        config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
     write_bins(config, folder, source)
-    setup = Setup(config=config, folder=folder, nanogpt=nanogpt, threads=threads)
+    setup = Setup(config=config, folder=folder, nanogpt=nanogpt, threads=threads, compile=compile)
     sides: dict[str, Remote] = {}
     try:
         for name in SIDES:
@@ -53,7 +54,8 @@ def duel(
             raise DataError(f"the models differ in their number of parameters, {counts}: nothing to compare")
         batch, values = source.batch_at(0), sides["ours"].weights()
         first, second = (side.gradient(values, batch.tokens_BT, batch.targets_BT) for side in sides.values())
-        if not np.allclose(first, second, rtol=1e-5, atol=0):
+        # bfloat16 has 8 bits: products of both sides agree to a few thousandths, not to the last digits.
+        if not np.allclose(first, second, rtol=1e-5 if config.train.precision == "fp32" else 2e-2, atol=0):
             raise DataError(f"the same weights give (loss, gradient norm) {first} and {second}: nothing to compare")
         yield config, sides
     finally:
@@ -102,6 +104,10 @@ class Remote:
 
     def weights(self) -> Arrays:
         return self._ask("weights")
+
+    def memory(self) -> float:
+        """Peak memory so far in 2^20 bytes: of the device on a GPU, else of the process."""
+        return self._ask("memory")
 
     def close(self) -> None:
         """End the process."""

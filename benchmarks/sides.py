@@ -6,7 +6,7 @@ import importlib.util
 import math
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import DataError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.torch_engine.model import load_weights, weights
+from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import schedule_share
 
 __all__ = ["NanoGPT", "Ours", "Setup", "Side", "check_nanogpt"]
@@ -38,6 +39,8 @@ class Setup:
     nanogpt: Path
     threads: int
     """CPU threads of each process; 0 means as many as torch chooses."""
+    compile: bool = False
+    """Whether nanoGPT is compiled; ours follows ``train.compile``."""
 
 
 class Side(Protocol):
@@ -63,6 +66,10 @@ class Side(Protocol):
         """The weights of this moment."""
         ...
 
+    def memory(self) -> float:
+        """Peak memory so far, 2^20 bytes."""
+        ...
+
 
 class Ours:
     """This project: the calls of the training loop, without its listeners."""
@@ -70,7 +77,7 @@ class Ours:
     def __init__(self, setup: Setup) -> None:
         self.config = setup.config
         train = self.config.train
-        self.engine = load_engine("torch", device="cpu", precision="fp32", threads=setup.threads)
+        self.engine = load_engine("torch", device=train.device, precision=train.precision, threads=setup.threads)
         self.source = open_source(self.config, setup.folder)
         self.log_interval, self.step = train.log_interval, 0
         self.start()
@@ -99,10 +106,14 @@ class Ours:
             self.step += 1
             if self.step % self.log_interval == 0:
                 metrics.host()
+        wait_for(self.config.train.device)
         return time.perf_counter() - began
 
     def weights(self) -> Arrays:
         return self.engine.arrays(self.state)[0]
+
+    def memory(self) -> float:
+        return peak_memory(self.config.train.device)
 
 
 class NanoGPT:
@@ -130,11 +141,14 @@ class NanoGPT:
                     bias=model.bias,
                     dropout=model.dropout,
                 )
-            )
+            ).to(train.device)
             self.optimizer = self.model.configure_optimizers(
-                optim.weight_decay, optim.lr, (optim.beta1, optim.beta2), "cpu"
+                optim.weight_decay, optim.lr, (optim.beta1, optim.beta2), train.device
             )
         self.model.train()
+        self.device, self.run = train.device, torch.compile(self.model) if setup.compile else self.model
+        bf16 = train.precision == "bf16"
+        self.autocast = torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
         self.step = 0
         self.ahead = self.get_batch()
 
@@ -147,7 +161,8 @@ class NanoGPT:
     def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
         before = weights(self.model)
         load_weights(self.model, values.items())
-        _, loss = self.model(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT))
+        with self.autocast:
+            _, loss = self.model(*(torch.from_numpy(a).to(self.device) for a in (tokens_BT, targets_BT)))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), float("inf"))
         self.optimizer.zero_grad(set_to_none=True)
@@ -161,6 +176,8 @@ class NanoGPT:
         starts = torch.randint(len(data) - T, (self.batch_size,))
         x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+        if self.device != "cpu":
+            return x.pin_memory().to(self.device, non_blocking=True), y.pin_memory().to(self.device, non_blocking=True)
         return x, y
 
     def learning_rate(self) -> float:
@@ -178,7 +195,8 @@ class NanoGPT:
             lr = self.learning_rate()
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            _, loss = self.model(*self.ahead)
+            with self.autocast:
+                _, loss = self.run(*self.ahead)
             self.ahead = self.get_batch()  # its train.py fetches here, between forward and backward
             loss.backward()
             if self.grad_clip:
@@ -188,10 +206,25 @@ class NanoGPT:
             self.step += 1
             if self.step % self.log_interval == 0:
                 loss.item()
+        wait_for(self.device)
         return time.perf_counter() - began
 
     def weights(self) -> Arrays:
         return weights(self.model)  # names and shapes are nanoGPT's in both
+
+    def memory(self) -> float:
+        return peak_memory(self.device)
+
+
+def wait_for(device: str) -> None:
+    """Let the device finish, so that the clock is read after the work."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: str) -> float:
+    """Peak memory in 2^20 bytes: of the device on a GPU, else of this process."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device != "cpu" else peak_memory_mb()
 
 
 def check_nanogpt(path: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from bonsaigpt.study.statistics import estimate, paired_difference
 from common import finish, guarded, machine, parser, positive, progress, show
 from duel import text_overrides
 
@@ -27,7 +28,6 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.measure import evaluate
-from bonsaigpt.study.statistics import estimate, paired_difference
 from bonsaigpt.train.schedule import schedule_share
 
 RECIPE = "shakespeare-char-fast"
@@ -101,7 +101,9 @@ def main() -> None:
     chosen |= {name: {"train": {"steps": round(share * steps)}} for name, share in lengths.items()}
     jobs = [(name, 1337 + seed) for seed in range(arguments.seeds) for name in chosen]
     losses: dict[tuple[str, int], float] = {}
-    _final_loss({}, 1337, arguments.text, arguments.corpora, steps=1)  # the tokens are on the disk before the pool starts
+    _final_loss(
+        {}, 1337, arguments.text, arguments.corpora, steps=1
+    )  # the tokens are on the disk before the pool starts
     pool = ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))
     with pool, progress("runs", len(jobs)) as advance:
         futures = {
