@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["Difference", "Estimate", "estimate", "paired_difference", "student_t_critical", "student_t_within"]
 
@@ -38,6 +39,11 @@ class Estimate:
     def high(self) -> float | None:
         """Upper end of the interval."""
         return None if self.margin is None else self.mean + self.margin
+
+    def text(self, form: str = ".4f") -> str:
+        """``1.2345 ± 0.0067``; of a single value the mean alone. ``form`` is a format of numbers."""
+        mean = format(self.mean, form)
+        return mean if self.margin is None else f"{mean} ± {format(self.margin, form.lstrip('+'))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,7 @@ def student_t_within(t: float, dof: int) -> float:
     return _within(math.atan(t / math.sqrt(dof)), dof)
 
 
+@lru_cache(maxsize=1024)
 def student_t_critical(level: float, dof: int) -> float:
     """The t with P(-t <= T <= t) = ``level``: the standard errors that an interval reaches to each side."""
     if not 0.0 < level < 1.0 or dof < 1:
