@@ -26,6 +26,7 @@ FLOORS = [
     {"train"},
     {"interop"},
     {"report"},
+    {"study"},
     {"cli", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bonsaigpt.cli import VERBS, main
+from bonsaigpt.study.pool import Work
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,9 +25,10 @@ def commands(page: str) -> list[list[str]]:
 
 def quick(command: list[str]) -> list[str]:
     """The same command for the impatient: a few steps of a tiny model, every flag of the page still parsed."""
-    if command[0] == "train" and "--resume" not in command:
+    if command[0] in ("train", "sweep", "study") and "--resume" not in command:
         sizes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.steps": 4, "train.eval_interval": 2}
-        return [*command, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
+        few = [] if command[0] == "train" else ["--seeds", "1", "--train.sample_tokens", "0"]
+        return [*command, *few, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
     if command[0] == "sample":
         return [*command, "--tokens", "5"]
     return command
@@ -43,8 +45,23 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i in range(25):
         (library / f"m{i}.py").write_text(f"def function_{i}(x):\n    return x + {i}\n" * 40)
     monkeypatch.setattr("sysconfig.get_paths", lambda *_: {"stdlib": str(library)})
+    monkeypatch.setattr("bonsaigpt.cli.sweeping.ProcessPool", InThisProcess)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+class InThisProcess:
+    """Runs of a sweep without the seconds that a process of its own takes to import torch."""
+
+    def start(self, work: Work) -> InThisProcess:
+        self.code = work()
+        return self
+
+    def poll(self) -> int:
+        return self.code
+
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 def test_the_readmes_commands_run_in_order(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +82,18 @@ def test_the_readmes_shakespeare_commands_run(
     for command in [c for c in found if any("shakespeare" in word for word in c)]:
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
     assert (workshop / "runs" / "shakespeare-char" / "report.html").is_file()
+
+
+def test_the_commands_of_sweeps_and_studies_run(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bonsaigpt.cli.train._write_report", lambda *_: None)  # of eighteen runs
+    found = commands((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"))
+    assert {tuple(c[:2]) for c in found} == {("sweep", "my-text"), ("study", "batch")}
+    for command in found:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    for written in ("my-text-sweep/sweep.html", "my-text-batch/batch.png", "wide/studies/batch.json"):
+        assert (workshop / "runs" / written).is_file()
 
 
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

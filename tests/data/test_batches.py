@@ -100,6 +100,15 @@ def test_validation_scores_every_token_but_the_first_exactly_once() -> None:
     assert np.array_equal(targets, again)
 
 
+@pytest.mark.parametrize("length", [1, 4, 7, 10])
+def test_validation_in_windows_of_another_length_scores_the_same_targets(length: int) -> None:
+    data = replace(source(block=10), eval_block_size=length)
+    batches = list(data.validation())
+    assert np.array_equal(np.concatenate([b.targets_BT.ravel() for b in batches]), data.val[1:])
+    assert max(b.tokens_BT.shape[1] for b in batches) == length
+    assert np.array_equal(data.batch_at(3).tokens_BT, source(block=10).batch_at(3).tokens_BT)
+
+
 def test_validation_bytes_counts_what_the_targets_stand_for() -> None:
     data = replace(source(), val=np.array([65, 66, 256, 67, 256] * 5, dtype=np.uint16))
     assert data.validation_bytes() == 3 * 5 - 1  # end-of-text adds none, and the first token is no target

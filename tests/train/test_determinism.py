@@ -58,7 +58,7 @@ def test_what_is_looked_at_does_not_change_what_is_learned(train) -> None:
     assert len(RunDirectory.open(Path("runs/often")).steps()) == 14
     assert len(list(Path("runs/often/samples").iterdir())) == 15
     assert equal(rarely, often)
-    assert equal(rarely, train("again", "--train.eval_interval", "1000"))
+    assert equal(rarely, train("again", "--train.eval_interval", "1000", "--train.eval_block_size", "3"))
 
 
 @pytest.mark.parametrize("change", [("--seed", "1338"), ("--model.dropout", "0.11"), ("--data.order", "random")])

@@ -16,6 +16,8 @@ VERBS = {
     "train": "grow a model: from a recipe, or go on with a run",
     "sample": "let a model write",
     "eval": "score a model on its whole validation split, or on any text",
+    "sweep": "train a recipe over a grid of settings and several seeds",
+    "study": "experiments by name: `bonsai study batch`",
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",
     "recipes": "list, show and diff the recipes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from bonsaigpt import recipes
@@ -30,12 +32,18 @@ __all__ = [
     "Parser",
     "add_placement",
     "add_settings",
+    "check_run_name",
     "open_model",
+    "print_table",
     "progress_bar",
     "run_folder",
     "runs_folder",
     "settings",
 ]
+
+
+_ENDLESS = 10_000
+"""Columns of a file or pipe."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -172,6 +180,17 @@ class Opened:
         return engine, engine.model(self.config, self.weights)
 
 
+def check_run_name(name: str) -> str:
+    """The name, if a run can have it.
+
+    Raises:
+        ConfigError: it is not the name of one folder, or would read as the address of a checkpoint.
+    """
+    if name in ("", ".", "..") or "@" in name or Path(name).name != name:
+        raise ConfigError(f"a run cannot be named '{name}': choose the name of one folder, without @, with --name.")
+    return name
+
+
 def run_folder(place: str, runs: Path) -> Path:
     """The folder that a user means by a path, or by the mere name of a run."""
     path = Path(place)
@@ -207,6 +226,19 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
         run=run,
         step=checkpoint.state["step"],
     )
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the terminal: names on the left, figures to the right; where it is narrow, cells take more lines."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if column else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _ENDLESS
+    console.print(table)
 
 
 @contextmanager

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.cli.common import Parser, run_folder, runs_folder
+from bonsaigpt.cli.common import Parser, print_table, run_folder, runs_folder
 from bonsaigpt.report import comparison, write_comparison
 
 __all__ = ["run"]
@@ -26,11 +22,6 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     runs = [RunDirectory.open(run_folder(place, arguments.runs)) for place in arguments.runs_to_compare]
     header, rows = comparison(runs)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if column else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    print_table(header, rows)
     print(write_comparison(runs, arguments.html))
     return 0

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from bonsaigpt import __version__, recipes
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
-from bonsaigpt.cli.common import Parser, add_settings, open_model, progress_bar, runs_folder, settings
+from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, progress_bar, runs_folder, settings
 from bonsaigpt.config import RunConfig, derive, dump_toml, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.prepare import open_source
@@ -84,9 +84,7 @@ def _start(
         name = Path(arguments.recipe).stem
     if arguments.name is not None:
         name = arguments.name
-    if name in ("", ".", "..") or "@" in name or Path(name).name != name:
-        raise ConfigError(f"a run cannot be named '{name}': choose the name of one folder, without @, with --name.")
-    target = arguments.runs / name
+    target = arguments.runs / check_run_name(name)
     RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
     engine = _engine(config)
     opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None

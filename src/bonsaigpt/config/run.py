@@ -44,6 +44,8 @@ class TrainConfig(Config):
     """Recompute the activations of each block in the backward pass: less memory, a third more work."""
     eval_interval: int = Field(default=250, ge=1)
     """Steps between evaluations of the whole validation split; each one also saves a checkpoint."""
+    eval_block_size: int | None = Field(default=None, ge=1)
+    """Context at evaluations, tokens; none means model.block_size. An equal one makes unequal blocks comparable."""
     log_interval: int = Field(default=10, ge=1)
     """Steps between lines of metrics."""
     keep_every: int = Field(default=0, ge=0)
@@ -104,4 +106,12 @@ class RunConfig(Config):
                 )
             if getattr(self.data, "order", "") == "streams":
                 raise ValueError(f"train.{name} breaks the rows of data.order = 'streams': use 'shuffled', or no ramp")
+        context = self.train.eval_block_size
+        if context is not None and isinstance(self.data, SortData):
+            raise ValueError("train.eval_block_size cuts text into windows, and a list to sort is whole: leave it out")
+        if context is not None and context > self.model.block_size:
+            raise ValueError(
+                f"train.eval_block_size = {context} is longer than the model's context, model.block_size = "
+                f"{self.model.block_size}: use that or less"
+            )
         return self

@@ -88,6 +88,8 @@ class TokenBatches:
     seed: int
     plan: BatchPlan
     fingerprint: str
+    eval_block_size: int | None = None
+    """Length of the windows of the validation split; None means block_size."""
     exact_match: bool = False
 
     @property
@@ -146,7 +148,7 @@ class TokenBatches:
         reset = None
         if self.order == "streams":
             reset = np.full(self.batch_size, step % self._segments == 0)
-        batch = self._windows(self.train, self.starts(self.plan.samples(step)), reset)
+        batch = self._windows(self.train, self.starts(self.plan.samples(step)), self.block_size, reset)
         context = self.plan.context(step)
         if context == self.block_size:
             return batch
@@ -159,24 +161,25 @@ class TokenBatches:
     def reordered(self, attempt: int) -> TokenBatches:
         return replace(self, seed=key(self.seed, "reordered", attempt))
 
-    def _windows(self, stream: np.ndarray, starts: np.ndarray, reset: np.ndarray | None = None) -> Batch:
-        cut = stream[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+    def _windows(self, stream: np.ndarray, starts: np.ndarray, length: int, reset: np.ndarray | None = None) -> Batch:
+        cut = stream[starts[:, None] + np.arange(length + 1)].astype(np.int64)
         return Batch(
             tokens_BT=cut[:, :-1],
             targets_BT=cut[:, 1:],
-            count=len(starts) * self.block_size,
+            count=len(starts) * length,
             reset_B=reset,
         )
 
     def validation(self) -> Iterator[Batch]:
         """Consecutive windows over the whole split; each token but the first is predicted exactly once."""
+        length = self.eval_block_size or self.block_size
         total = len(self.val) - 1
-        whole = total // self.block_size
-        rows = max(1, 16384 // self.block_size)  # a bound on memory, not a setting: the result does not depend on it
+        whole = total // length
+        rows = max(1, 16384 // length)  # a bound on memory, not a setting: the result does not depend on it
         for first in range(0, whole, rows):
-            yield self._windows(self.val, np.arange(first, min(first + rows, whole)) * self.block_size)
-        if rest := total - whole * self.block_size:
-            cut = self.val[whole * self.block_size :].astype(np.int64)
+            yield self._windows(self.val, np.arange(first, min(first + rows, whole)) * length, length)
+        if rest := total - whole * length:
+            cut = self.val[whole * length :].astype(np.int64)
             yield Batch(tokens_BT=cut[None, :-1], targets_BT=cut[None, 1:], count=rest)
 
     def validation_count(self) -> int:

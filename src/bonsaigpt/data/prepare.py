@@ -59,6 +59,7 @@ def open_source(config: RunConfig, corpora: Path, *, say: Say = _silent, advance
         order=config.data.order,
         seed=config.seed,
         plan=plan,
+        eval_block_size=config.train.eval_block_size,
         fingerprint=f"{corpus.fingerprint}-{config.data.order}-{config.seed}-{plan.batch_size}",
     )
 

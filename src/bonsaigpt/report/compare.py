@@ -11,9 +11,9 @@ from typing import Any
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.recipes import flatten
-from bonsaigpt.report.curves import SMALL, WIDE, Curve, chart, seconds_axis
-from bonsaigpt.report.history import History, Series, read_history
-from bonsaigpt.report.markup import document, legend, panel, table, text
+from bonsaigpt.report.history import History, read_history
+from bonsaigpt.report.losses import loss_section
+from bonsaigpt.report.markup import document, table, text
 from bonsaigpt.report.page import shown
 
 __all__ = ["comparison", "write_comparison"]
@@ -40,7 +40,7 @@ def write_comparison(runs: Iterable[RunDirectory], path: Path) -> Path:
     parts = [
         f'<header><h1>{text(_title(names))}</h1><p class="status">{_status(names, histories)}</p></header>',
         f"<section><h2>Key figures</h2>{table(header, rows, swatches=True)}</section>",
-        _curves(names, histories),
+        loss_section(names, [[history] for history in histories]),
         _differences(names, histories),
     ]
     with writing(path):
@@ -100,45 +100,6 @@ def _status(names: Sequence[str], histories: Sequence[History]) -> str:
         f"Lowest validation loss: {text(first)}, {gap:.4f} nats below {text(second)}.{caution} "
         "A small gap may be chance: another seed moves a loss too."
     )
-
-
-# ------------------------------------------------------------------ curves
-
-
-def _curves(names: Sequence[str], histories: Sequence[History]) -> str:
-    without = [n for n, h in zip(names, histories, strict=True) if not h.evaluations]
-    note = ""
-    if without:
-        note = f'<p class="note">Without an evaluation, and so without a curve: {text(", ".join(without))}.</p>'
-    if len(without) == len(names):
-        return f"<section><h2>Validation loss</h2>{note}</section>"
-    divisor, unit = seconds_axis(max(h.seconds for h in histories))
-    per_step = {round(h.tokens / h.steps) for h in histories if h.steps}
-
-    axes = [("steps", "step", 1.0, "steps")]
-    if len(per_step) > 1:  # a step is not the same amount of work in all of them
-        axes.append(("tokens", "tokens", 1.0, "tokens"))
-    axes.append((f"{unit} of training", "seconds", divisor, unit))
-    panels = []
-    for at, (title, x, scale, x_label) in enumerate(axes):
-        series = [_scaled(h.validation(x=x), scale) for h in histories]
-        curves = [Curve(series=s, colour=i, best=True) for i, s in enumerate(series)]
-        label = f"Validation loss against {title}"
-        alone = at == 0 and len(axes) == 3
-        drawings = [
-            chart(curves, name=f"{x}-{size[0]}", label=label, x_label=x_label, size=size)
-            for size in ([WIDE, SMALL] if alone else [(SMALL[0], 290)])
-        ]
-        figure = panel(f"Against {title}", "", *drawings)
-        panels.append(f'<div class="whole">{figure}</div>' if alone else figure)
-    return (
-        "<section><h2>Validation loss, nats a token</h2>"
-        f'{note}{legend(names)}<div class="pair">{"".join(panels)}</div></section>'
-    )
-
-
-def _scaled(series: Series, divisor: float) -> Series:
-    return series[0] / divisor, series[1]
 
 
 # ------------------------------------------------------------------ differences

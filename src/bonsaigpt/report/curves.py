@@ -21,7 +21,19 @@ from bonsaigpt.report.history import Series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["SERIES_COLOURS", "SMALL", "WIDE", "Curve", "chart", "seconds_axis", "smooth", "smoothed"]
+__all__ = [
+    "INK",
+    "SERIES_COLOURS",
+    "SMALL",
+    "WIDE",
+    "Curve",
+    "chart",
+    "inline",
+    "mark",
+    "seconds_axis",
+    "smooth",
+    "smoothed",
+]
 
 SERIES_COLOURS = 8
 """Colours the page knows: its CSS variables --c0 to --c7."""
@@ -29,7 +41,8 @@ SERIES_COLOURS = 8
 WIDE, SMALL = (900, 330), (440, 230)
 """Sizes in CSS pixels at which the text is as large as the page's own small print."""
 
-_INK = "#010203"
+INK = "#010203"
+"""Stands for the page's ink until ``inline`` puts that in."""
 _MOST_POINTS = 1200
 
 
@@ -44,6 +57,8 @@ class Curve:
     """Behind the others: what a smoothed line was made from."""
     best: bool = False
     """Mark the lowest point."""
+    band: Series | None = None
+    """Lower and upper edge of an area around the line, at the line's own x."""
 
 
 def chart(
@@ -81,10 +96,10 @@ def chart(
             _draw(axes, curve, z=z + 3)
         low, high = axes.get_ylim()
         if limit is not None and low < limit < high:
-            axes.axhline(limit, color=_INK, alpha=0.5, linewidth=0.8, dashes=(4, 4), zorder=2)
+            axes.axhline(limit, color=INK, alpha=0.5, linewidth=0.8, dashes=(4, 4), zorder=2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _inline(buffer.getvalue(), label)
+    return inline(buffer.getvalue(), label)
 
 
 def smooth(series: Series, *, share: float = 0.05) -> Series:
@@ -124,10 +139,10 @@ def _lay_out(axes: Axes, curves: Sequence[Curve], *, x_label: str, from_zero: bo
     axes.patch.set_visible(False)
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set(color=_INK, alpha=0.45, linewidth=0.8)
-    axes.grid(axis="y", color=_INK, alpha=0.13, linewidth=0.8)
+    axes.spines["bottom"].set(color=INK, alpha=0.45, linewidth=0.8)
+    axes.grid(axis="y", color=INK, alpha=0.13, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(axis="both", length=0, colors=_INK, pad=7)
+    axes.tick_params(axis="both", length=0, colors=INK, pad=7)
     axes.margins(x=0.015, y=0.08)
     y = np.concatenate([c.series[1] for c in curves]) if curves else np.ones(1)
     if not from_zero and y.min() > 0 and y.max() > 8 * y.min():
@@ -142,12 +157,14 @@ def _lay_out(axes: Axes, curves: Sequence[Curve], *, x_label: str, from_zero: bo
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks[0], steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.set_xlabel(x_label, loc="right", color=_INK, labelpad=7)
+    axes.set_xlabel(x_label, loc="right", color=INK, labelpad=7)
 
 
 def _draw(axes: Axes, curve: Curve, *, z: int) -> None:
-    x, y = _thin(curve.series)
-    colour = _mark(curve.colour)
+    x, y = curve.series if curve.band is not None else _thin(curve.series)
+    colour = mark(curve.colour)
+    if curve.band is not None:
+        axes.fill_between(x, *curve.band, color=colour, alpha=0.16, linewidth=0, zorder=z - 0.5)
     if curve.faint:
         axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.4, zorder=z)
         return
@@ -179,12 +196,12 @@ def _tick(value: float, _position: int | None = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("e-0", "e-")
 
 
-def _mark(colour: int) -> str:
+def mark(colour: int) -> str:
     """A colour that stands for a CSS variable."""
     return f"#0102f{colour % SERIES_COLOURS}"
 
 
-def _inline(svg: str, label: str) -> str:
+def inline(svg: str, label: str) -> str:
     """From a file to an element: nothing that points outside, no fixed size, no font, colours of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -195,5 +212,5 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r' transform="rotate\(-0 [^"]*"| font-family: [^;]*;', "", svg).replace("xlink:href", "href")
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r"#0102f(\d)", r"var(--c\1)", svg).replace(_INK, "currentColor")
+    svg = re.sub(r"#0102f(\d)", r"var(--c\1)", svg).replace(INK, "currentColor")
     return re.sub(r">\s+<", "><", svg).strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from urllib.parse import quote
 
 from bonsaigpt import __version__
 
@@ -70,16 +71,23 @@ def swatch(colour: int) -> str:
     return f'<i class="swatch{dashed}" style="color: var(--c{colour % 8})"></i>'
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, swatches: bool = False) -> str:
-    """Rows with their names in the first column, which may carry the colours of the curves."""
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, swatches: bool = False, links: Sequence[str] = ()
+) -> str:
+    """Rows with their names in the first column, which may carry the colours of the curves, and where they lead to."""
     head = "".join(f'<th scope="col">{text(h)}</th>' for h in header)
     body = "".join(
-        f'<tr><th scope="row">{swatch(i) if swatches else ""}{text(row[0])}</th>'
+        f'<tr><th scope="row">{swatch(i) if swatches else ""}{_linked(row[0], links[i] if links else "")}</th>'
         + "".join(f"<td>{text(cell)}</td>" for cell in row[1:])
         + "</tr>\n"
         for i, row in enumerate(rows)
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _linked(words: str, target: str) -> str:
+    """``target`` is a path relative to the page; empty for none."""
+    return f'<a href="./{text(quote(target))}">{text(words)}</a>' if target else text(words)
 
 
 def settings_table(title: str, rows: Iterable[tuple[str, str, str, bool]]) -> str:

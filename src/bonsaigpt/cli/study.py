@@ -1,0 +1,25 @@
+"""`bonsai study`: experiments by name, one file each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from bonsaigpt.cli.common import Parser
+
+__all__ = ["run"]
+
+_STUDIES = {
+    "batch": "many short sequences in a step, or few long ones: loss, time and memory of pairs with equal tokens",
+}
+
+_EXAMPLE = "  bonsai study batch shakespeare-char --seeds 3"
+
+
+def run(argv: list[str]) -> int:
+    """The verb: hands the rest of the line to ``bonsaigpt.cli.study_NAME``."""
+    listed = "\n".join(f"  {name:8}{what}" for name, what in _STUDIES.items())
+    about = f"Experiments by name; `bonsai study NAME --help` tells all about one.\n\n{listed}"
+    parser = Parser("study", about, _EXAMPLE)
+    parser.add_argument("study", choices=list(_STUDIES), help="which experiment")
+    name = parser.parse(argv[:1]).study
+    return import_module(f"bonsaigpt.cli.study_{name}").run(argv[1:])
