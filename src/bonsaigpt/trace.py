@@ -43,4 +43,5 @@ class Trace:
 
     spans: tuple[Span, ...]
     memory: tuple[tuple[int, int], ...] = ()
-    """(ns, bytes that are held from then on) of the device that the model is on; empty if it was not asked for."""
+    """(ns, bytes that are held from then on) of the device that the model is on, the first from time 0; empty if it was
+    not asked for."""

@@ -16,6 +16,7 @@ VERBS = {
     "train": "grow a model: from a recipe, or go on with a run",
     "sample": "let a model write",
     "eval": "score a model on its whole validation split, or on any text",
+    "profile": "tell where the time of a training step goes",
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",
     "recipes": "list, show and diff the recipes",

@@ -15,7 +15,7 @@ from functools import cache
 
 from bonsaigpt.trace import STEP, Span, Trace
 
-__all__ = ["GROUPS", "PYTHON", "UNACCOUNTED", "WAITING", "Anatomy", "Operator", "anatomy"]
+__all__ = ["GROUPS", "PYTHON", "UNACCOUNTED", "WAITING", "Anatomy", "Operator", "ProductTime", "anatomy"]
 
 PYTHON, WAITING, UNACCOUNTED = "Python", "waiting", "unaccounted"
 
@@ -85,6 +85,17 @@ class Operator:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProductTime:
+    """All products of matrices (m, k) and (k, n) in a step, those of the optimizer left out."""
+
+    shape: tuple[int, int, int]
+    """m, k, n."""
+    calls: float
+    seconds: float
+    """On the device, or of all threads together."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Anatomy:
     """A mean step under the profiler; all times in seconds."""
 
@@ -98,6 +109,8 @@ class Anatomy:
     """The same of the device, summing to ``wall``; waiting is its idle time. None on a CPU."""
     operators: tuple[Operator, ...]
     """By self time, the longest first."""
+    products: tuple[ProductTime, ...]
+    """Of every shape, as far as shapes were recorded."""
 
     @property
     def accounted(self) -> float:
@@ -171,6 +184,7 @@ def anatomy(trace: Trace, *, wall: float, steps: int) -> Anatomy:
         host={part: dict(groups) for part, groups in host.items()},
         device={part: dict(groups) for part, groups in device.items()} or None,
         operators=_operators(places, own, steps),
+        products=_products(places, own, steps, device=bool(device)),
     )
 
 
@@ -255,11 +269,16 @@ def _first(table: dict[str, str], name: str) -> str | None:
 
 
 def _waiting(spans: dict[int, Span], threads: list[list[int]]) -> int:
-    """Nanoseconds in which threads run nothing, outside all named parts, while another thread is in one."""
+    """Nanoseconds in which threads run nothing and are in no named part: the first, whose steps these are, while
+    another one is in a part; the others always, for nobody but the first gives them work."""
+    steps = [(s.start, s.end) for s in spans.values() if _is_step(s)]
     lanes = [[spans[i] for i in lane if not _is_step(spans[i])] for lane in threads]
-    anybody = [(s.start, s.end) for lane in lanes for s in lane if s.mark]
-    busy = [_union((s.start, s.end) for s in lane) for lane in lanes]
-    return sum(_length(_union([*anybody, *lane])) - _length(lane) for lane in busy)
+    parts = [(s.start, s.end) for lane in lanes[1:] for s in lane if s.mark]
+    waiting = 0
+    for lane, others in zip(lanes, [parts, *[steps] * (len(lanes) - 1)], strict=True):
+        busy = _union((s.start, s.end) for s in lane)
+        waiting += _length(_union([*others, *busy])) - _length(busy)
+    return waiting
 
 
 def _is_step(span: Span) -> bool:
@@ -311,3 +330,32 @@ def _operators(places: dict[int, _Place], own: dict[int, int], steps: int) -> tu
         for name, groups in by_group.items()
     ]
     return tuple(sorted(found, key=lambda o: -(o.host + o.device)))
+
+
+def _products(places: dict[int, _Place], own: dict[int, int], steps: int, *, device: bool) -> tuple[ProductTime, ...]:
+    """Times of the matrix products by shape: of the kernels where there are any, else of the operators themselves."""
+    calls: dict[tuple[int, int, int], int] = defaultdict(int)
+    time: dict[tuple[int, int, int], int] = defaultdict(int)
+    for i, place in places.items():
+        operator = i
+        if place.span.device and place.span.cause in places:
+            operator = place.span.cause
+        shape = _product_shape(places[operator])
+        if shape is None:
+            continue
+        calls[shape] += operator == i
+        if place.span.device == device:
+            time[shape] += own[i]
+    return tuple(
+        ProductTime(shape=shape, calls=calls[shape] / steps, seconds=time[shape] / 1e9 / steps)
+        for shape in sorted(calls, key=lambda s: -time[s])
+    )
+
+
+def _product_shape(place: _Place) -> tuple[int, int, int] | None:
+    if place.group != "matrix products" or not re.match(r"aten::(add)?mm$", place.span.name):
+        return None
+    matrices = [s for s in place.span.shapes if len(s) == 2][-2:]
+    if len(matrices) < 2 or matrices[0][1] != matrices[1][0]:
+        return None
+    return matrices[0][0], matrices[0][1], matrices[1][1]

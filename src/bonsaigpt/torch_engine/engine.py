@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,10 @@ class TorchEngine:
     def copy_rate(self, *, seconds: float) -> float:
         """Bytes a second that are read and written while memory is copied, measured."""
         return copy_rate(self.placement, self.pool, seconds=seconds)
+
+    def alone(self, state: State) -> State:
+        """The same state, computed by the calling thread without workers."""
+        return replace(state, learners=state.learners[:1], pool=WorkerPool())
 
     def mark(self, name: str) -> AbstractContextManager[Any]:
         """Name a part of the step (one of ``trace.MARKS``) for ``trace``; free while nobody records."""

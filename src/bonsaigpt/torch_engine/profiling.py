@@ -121,7 +121,7 @@ def _device_name(event: Any) -> str:
 def _memory(events: list[Any], device: torch.device, held: int) -> tuple[tuple[int, int], ...]:
     kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]" and e.device_type() == kind]
-    points: list[tuple[int, int]] = []
+    points: list[tuple[int, int]] = [(0, held)]
     for at, change in sorted(changes):
         held += change
         points.append((at, held))
