@@ -40,8 +40,8 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "profile",
         "Record a few training steps and tell where their time goes: by part of the step, by kind of work, by "
-        "operator, and against what this machine can do. The weights stay as they are. Writes profile/ into the run, or "
-        "into NAME-profile for a recipe: a page, all figures, and a trace for ui.perfetto.dev.",
+        "operator, and against what this machine can do. The weights stay as they are. Writes profile/ into the run, "
+        "or into NAME-profile for a recipe: a page, all figures, and a trace for ui.perfetto.dev.",
         _EXAMPLE,
     )
     parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
