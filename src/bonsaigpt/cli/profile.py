@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def run(argv: list[str]) -> int:
     folder = home / "profile"
     with folder_aside(folder) as aside, writing(folder):
         with progress_bar(console) as advance:
+            advance("deciding how to compute", 0, 0)
+            config, why = engine.resolve(config, data.batch_at(config.train.steps - 1))
             found = profile(
                 config,
                 engine=engine,
@@ -76,6 +79,7 @@ def run(argv: list[str]) -> int:
                 chrome=aside / "trace.json",
                 advance=advance,
             )
+        found = replace(found, environment=found.environment | {"decisions": why})
         _compress(aside / "trace.json")
         name = home.name.removesuffix("-profile")
         command = ["bonsai", "profile", *argv]
@@ -160,7 +164,7 @@ def _summary(found: Profile) -> list[str]:
         f"[bold]{anatomy.accounted:.1%} accounted for[/], {anatomy.in_operators:.1%} in operators, of the time of "
         f"{anatomy.threads} thread{'s' * (anatomy.threads > 1)}; recorded, a step took {1e3 * anatomy.wall:.4g} ms",
         f"{found.peak_memory / 2**20:,.1f} MiB of tensors at the peak, {found.memory[0].bytes / 2**20:,.1f} between "
-        "steps (one thread)",
+        "steps",
     ]
 
 

@@ -54,11 +54,11 @@ _WHOLES = {
 }
 # The others: the first that matches, for the operator's own name or else for the nearest one around it.
 _LEAVES = {
+    "fused kernels": "Compiled|inductor|triton|cpp_fused",
     "other": r"Backward\d*$|AccumulateGrad|^autograd::",
     "attention": _aten("baddbmm bmm _?softmax"),
     "matrix products": _aten("_?addmm addmv linear matmul mm mv _scaled_mm") + "|gemm",
     WAITING: _aten("item _local_scalar_dense") + "|[sS]ynchronize",
-    "fused kernels": "Compiled|inductor|triton|cpp_fused",
     "copies": _aten("cat clone contiguous copy embedding gather index index_select repeat stack _to_copy")
     + "|^Mem(cpy|set)",
     "elementwise": _aten(

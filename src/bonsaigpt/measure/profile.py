@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bonsaigpt.config import RunConfig
-from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
 from bonsaigpt.engines import Engine, Metrics
 from bonsaigpt.measure.accounting import flops_by_kind
 from bonsaigpt.measure.anatomy import Anatomy, anatomy
@@ -59,7 +59,7 @@ class Profile:
     anatomy: Anatomy
     products: tuple[ProductFigures, ...]
     memory: tuple[MemoryPoint, ...]
-    """Of one step on one thread."""
+    """Of a step of one worker with its part of the batch."""
 
     @property
     def tokens(self) -> int:
@@ -98,8 +98,12 @@ class Profile:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes."""
-        return max((point.bytes for point in self.memory), default=0)
+        """Bytes of tensors, if all workers are at their peaks at once: each holds activations and gradients of its own
+        beside weights and moments."""
+        if not self.memory:
+            return 0
+        rest = self.memory[0].bytes
+        return rest + self.anatomy.threads * (max(point.bytes for point in self.memory) - rest)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: all fields, and the figures that follow from them."""
@@ -133,9 +137,9 @@ def profile(
     """
     taken = 0
 
-    def step(state: Any, number: int) -> Metrics:
+    def step(state: Any, number: int, cut: Callable[[Batch], Batch] = lambda batch: batch) -> Metrics:
         with engine.mark("data"):
-            batch = source.batch_at(number)
+            batch = cut(source.batch_at(number))
         return engine.step(state, batch, config=config, share=0.0, step=number)
 
     def stretch(what: str, count: int) -> float:
@@ -158,10 +162,11 @@ def profile(
     wall: list[float] = []
     trace = engine.trace(lambda: wall.append(stretch("recording", steps)), chrome=chrome)
     windows += [stretch("timing", steps) / steps for _ in range(_WINDOWS - _WINDOWS // 2)]
-    advance("following memory", 0, 0)
-    memory = _memory(engine, engine.alone(state), lambda one: step(one, recorded))
     advance("adding up", 0, 0)
     found = anatomy(trace, wall=wall[0], steps=steps)
+    advance("following memory", 0, 0)
+    alone = engine.alone(state)
+    memory = _memory(engine, lambda: step(alone, recorded, lambda batch: _part(batch, found.threads)))
     advance("measuring this machine", 0, 0)
     rows, length = source.batch_at(recorded).tokens_BT.shape
     environment = engine.describe()
@@ -187,12 +192,19 @@ def profile(
     )
 
 
-def _memory(engine: Engine, state: Any, step: Callable[[Any], Metrics]) -> tuple[MemoryPoint, ...]:
-    """The bytes held in one step of one thread."""
+def _part(batch: Batch, workers: int) -> Batch:
+    """As many rows as one worker takes."""
+    rows = -(-len(batch.tokens_BT) // workers)
+    targets_BT = batch.targets_BT[:rows]
+    return Batch(tokens_BT=batch.tokens_BT[:rows], targets_BT=targets_BT, count=int((targets_BT != IGNORE).sum()))
+
+
+def _memory(engine: Engine, step: Callable[[], Metrics]) -> tuple[MemoryPoint, ...]:
+    """The bytes held in a step."""
 
     def marked() -> None:
         with engine.mark(STEP):
-            step(state).host()
+            step().host()
 
     def twice() -> None:  # what the second one frees was allocated while somebody looked
         marked()

@@ -11,6 +11,7 @@ import numpy as np
 from bonsaigpt.files import write_text
 from bonsaigpt.measure.anatomy import GROUPS, PYTHON, UNACCOUNTED, WAITING, Operator
 from bonsaigpt.measure.profile import Profile
+from bonsaigpt.recipes import flatten
 from bonsaigpt.report.curves import WIDE, Curve, chart
 from bonsaigpt.report.markup import Bar, bars, document, figures, panel, settings_table, swatch, text
 from bonsaigpt.report.page import shown
@@ -100,6 +101,11 @@ def _threads(profile: Profile) -> str:
     return f"{count} thread{'s' * (count > 1)} at work"
 
 
+def _workers_words(profile: Profile) -> str:
+    count = profile.anatomy.threads
+    return f"of tensors, all {count} workers at theirs" if count > 1 else "of tensors"
+
+
 def _key_figures(profile: Profile) -> str:
     low, high = min(profile.windows), max(profile.windows)
     flops = sum(profile.flops.values())
@@ -117,7 +123,7 @@ def _key_figures(profile: Profile) -> str:
             ("Accounted for", f"{found.accounted:.1%}", "of the recorded time of all threads"),
             ("In operators", f"{found.in_operators:.1%}", "the rest is Python and waiting"),
             ("Operations", f"{flops / 1e9:,.3g} GFLOP", f"a step; {flops / profile.tokens / 1e6:,.3g} M a token"),
-            ("Peak memory", f"{profile.peak_memory / 2**20:,.1f} MiB", "of tensors, in a step on one thread"),
+            ("Peak memory", f"{profile.peak_memory / 2**20:,.1f} MiB", _workers_words(profile)),
         ]
     )
 
@@ -250,11 +256,13 @@ def _memory(profile: Profile) -> str:
         curves, name="memory", label="Memory held by tensors over a step", x_label="ms", size=WIDE, from_zero=True
     )
     words = "".join(f"<span>{swatch(i)}{text(part or 'between')}</span>" for part, i in colours.items())
-    rest, peak = points[0].bytes / 2**20, profile.peak_memory / 2**20
+    rest, peak = points[0].bytes / 2**20, max(p.bytes for p in points) / 2**20
     note = f"<span>{rest:,.1f} MiB between steps, {peak:,.1f} at the peak.</span>{words}"
+    several = profile.anatomy.threads > 1
     return (
-        '<section><h2>Memory over a step</h2><p class="note">Bytes of tensors as the allocator gave and took them, in '
-        "a step that one thread takes alone; each further worker holds gradients of its own as well.</p>"
+        '<section><h2>Memory over a step</h2><p class="note">Bytes of tensors as the allocator gave and took them'
+        + (", for one worker with its part of the batch; each holds activations and gradients of its own" * several)
+        + ".</p>"
         f"{panel('MiB held', note, drawing)}</section>"
     )
 
@@ -305,6 +313,6 @@ def _commands(command: Sequence[str]) -> str:
 
 
 def _environment(profile: Profile) -> str:
-    rows = [(name, shown(value), "", False) for name, value in profile.environment.items() if value is not None]
+    rows = [(n, shown(value), "", False) for n, value in flatten(profile.environment).items() if value is not None]
     made = settings_table("Where it was measured", rows)
     return f'<section class="prose"><h2>Environment</h2>{made}</section>'
