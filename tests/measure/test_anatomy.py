@@ -189,7 +189,7 @@ def test_products_are_told_by_their_shapes() -> None:
         mark("forward", 0, 10),
         span("aten::mm", 0, 4, shapes=((6, 2), (2, 3))),
         span("aten::addmm", 4, 6, shapes=((3,), (6, 2), (2, 3))),
-        span("aten::mm", 6, 7, shapes=((3, 6), (6, 2))),
+        span("aten::mm", 6, 7, shapes=((3, 6), (6, 2), (3, 2))),  # into a result that was there before
         mark("optimizer", 20, 30),
         span("aten::mm", 20, 30, shapes=((2, 2), (2, 2))),  # Muon's
     ]

@@ -24,7 +24,7 @@ def test_all_products_are_there(name: str) -> None:
 
 
 def test_bytes_by_hand() -> None:
-    """Each of the three products of a matrix reads two operands and writes one result; attention never writes scores."""
+    """Each of the three products of a matrix reads two operands and writes one result; attention keeps its scores."""
     config = variant("no bias", n_layer=1, n_head=2, n_embd=8, vocab_size=5)
     found = {p.kinds: p for p in step_products(config, rows=2, length=10, element=2)}
     qkv = found[("attn.c_attn",)]

@@ -11,7 +11,7 @@ import pytest
 from bonsaigpt.measure.anatomy import Anatomy, Operator
 from bonsaigpt.measure.profile import MemoryPoint, Profile
 from bonsaigpt.measure.roofline import Machine, ProductFigures, Products
-from bonsaigpt.report.profile import part_names, rate, write_profile
+from bonsaigpt.report.profile import part_names, rate, short_name, write_profile
 from tests.report.test_report import Elements, outside
 
 SCRIPT = "<script>alert('&')</script>"
@@ -136,4 +136,5 @@ def test_a_profile_without_memory_has_no_curve(tmp_path: Path) -> None:
 
 def test_small_words() -> None:
     assert part_names({"": 1.0, "backward": 1.0, "data": 1.0}) == ["data", "backward", ""]
+    assert short_name("## Call CompiledFxGraph fbrtrwj4k2o7 ##") == "CompiledFxGraph fbrtrw"
     assert [rate(n) for n in (4.12e10, 9.89e14, 2.25e15)] == ["41.2 GFLOP/s", "989 TFLOP/s", "2.25 PFLOP/s"]

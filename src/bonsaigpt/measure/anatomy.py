@@ -353,9 +353,11 @@ def _products(places: dict[int, _Place], own: dict[int, int], steps: int, *, dev
 
 
 def _product_shape(place: _Place) -> tuple[int, int, int] | None:
-    if place.group != "matrix products" or not re.match(r"aten::(add)?mm$", place.span.name):
+    """m, k, n; ``aten::mm`` multiplies its first two arguments, ``aten::addmm`` adds its first one to their product."""
+    first = {"aten::mm": 0, "aten::addmm": 1}.get(place.span.name)
+    if first is None or place.group != "matrix products":
         return None
-    matrices = [s for s in place.span.shapes if len(s) == 2][-2:]
-    if len(matrices) < 2 or matrices[0][1] != matrices[1][0]:
+    factors = place.span.shapes[first : first + 2]
+    if [len(shape) for shape in factors] != [2, 2]:
         return None
-    return matrices[0][0], matrices[0][1], matrices[1][1]
+    return factors[0][0], factors[0][1], factors[1][1]

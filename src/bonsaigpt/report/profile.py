@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +71,9 @@ def rate(flops: float) -> str:
 
 
 def short_name(operator: str) -> str:
-    """An operator's name without the path of autograd's own call."""
-    return operator.replace("autograd::engine::evaluate_function: ", "autograd: ")
+    """An operator's name without the path of autograd's own call, and without the hash of a compiled graph."""
+    name = operator.replace("autograd::engine::evaluate_function: ", "autograd: ")
+    return re.sub(r"^## Call (\w+ \w{6})\w* ##$", r"\1", name)
 
 
 def part_names(parts: dict[str, float]) -> list[str]:

@@ -134,7 +134,8 @@ def _held_bytes(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     storages: dict[int, int] = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == device.type:
+        # No subclass: what the compiler traces with has no memory.
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == device.type:
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
