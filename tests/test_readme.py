@@ -27,6 +27,8 @@ def quick(command: list[str]) -> list[str]:
     if command[0] == "train" and "--resume" not in command:
         sizes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.steps": 4, "train.eval_interval": 2}
         return [*command, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
+    if command[0] == "profile":
+        return [*command, "--steps", "1", "--warmup", "1"]
     if command[0] == "sample":
         return [*command, "--tokens", "5"]
     return command

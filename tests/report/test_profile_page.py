@@ -88,7 +88,7 @@ def test_the_page_says_what_the_profile_holds(tmp_path: Path) -> None:
     assert "Of the roofline 16.0% its products need 2.80 ms at least" in said
     assert "Accounted for 98.2%" in said  # 0.7 of 40 ms are not
     assert "In operators 87.5%" in said
-    assert "Peak memory 3.0 MiB" in said
+    assert "Peak memory 5.0 MiB of tensors, 2 workers at once" in said  # 1 for all, and 2 for each
     assert "matrix products 15.0 75.0%" in said  # 30 ms of two threads
     assert "forward 8.00 40.0%" in said
     assert "attn.c_attn 2 × 96 × 32 0.003 30 2.40 3.00 15.0" in said

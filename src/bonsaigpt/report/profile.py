@@ -105,7 +105,7 @@ def _threads(profile: Profile) -> str:
 
 def _workers_words(profile: Profile) -> str:
     count = profile.anatomy.threads
-    return f"of tensors, all {count} workers at theirs" if count > 1 else "of tensors"
+    return f"of tensors, {count} workers at once" if count > 1 else "of tensors"
 
 
 def _key_figures(profile: Profile) -> str:
