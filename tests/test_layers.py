@@ -16,7 +16,7 @@ import bonsaigpt
 SOURCE = Path(bonsaigpt.__file__).parent
 
 FLOORS = [
-    {"errors", "randomness", "files"},
+    {"errors", "randomness", "files", "trace"},
     {"config"},
     {"spec", "kv", "sampling", "recipes"},
     {"data"},

@@ -29,6 +29,8 @@ def quick(command: list[str]) -> list[str]:
         sizes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.steps": 4, "train.eval_interval": 2}
         few = [] if command[0] == "train" else ["--seeds", "1", "--train.sample_tokens", "0"]
         return [*command, *few, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
+    if command[0] == "profile":
+        return [*command, "--steps", "1", "--warmup", "1"]
     if command[0] == "sample":
         return [*command, "--tokens", "5"]
     return command

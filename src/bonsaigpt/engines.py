@@ -5,7 +5,10 @@ States, models and caches are the engine's own and pass through other code unope
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +17,7 @@ from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, did_you_mean
+from bonsaigpt.trace import Trace
 
 __all__ = ["Engine", "Metrics", "load_engine"]
 
@@ -45,6 +49,12 @@ class Engine(Protocol):
     def block_size(self, model: Any) -> int: ...
     def cache(self, model: Any, *, batch: int) -> Any: ...
     def next_logits(self, model: Any, tokens_BT: np.ndarray, cache: Any = None) -> np.ndarray: ...
+    def peak_flops(self) -> float: ...
+    def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float: ...
+    def copy_rate(self, *, seconds: float) -> float: ...
+    def alone(self, state: Any) -> Any: ...
+    def mark(self, name: str) -> AbstractContextManager[Any]: ...
+    def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace: ...
 
 
 def load_engine(name: str = "torch", **placement: Any) -> Engine:

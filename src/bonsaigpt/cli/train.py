@@ -15,11 +15,10 @@ from rich.markup import escape
 
 from bonsaigpt import __version__, recipes
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
-from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, progress_bar, runs_folder, settings
-from bonsaigpt.config import RunConfig, derive, dump_toml, validate
+from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, runs_folder, settings
+from bonsaigpt.cli.experiment import as_run, make_engine, open_data, with_overrides, with_vocabulary
+from bonsaigpt.config import RunConfig, dump_toml
 from bonsaigpt.data.batches import BatchSource
-from bonsaigpt.data.prepare import open_source
-from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError
 from bonsaigpt.files import write_text
 from bonsaigpt.train import start_state, train
@@ -51,7 +50,7 @@ def run(argv: list[str]) -> int:
     overrides = settings(source, argv)
     console = Console(stderr=False)
 
-    folder = _as_run(arguments.recipe, arguments.runs, resume=arguments.resume)
+    folder = as_run(arguments.recipe, arguments.runs, resume=arguments.resume)
     if arguments.resume:
         if folder is None:
             raise ConfigError(f"--resume needs the folder of a run, and {arguments.recipe} is none.")
@@ -77,7 +76,7 @@ def _start(
     console: Console,
 ) -> tuple[RunDirectory, int]:
     if folder is not None:
-        config = _with(RunDirectory.open(folder).config, overrides)
+        config = with_overrides(RunDirectory.open(folder).config, overrides)
         name = folder.name
     else:
         config = recipes.load(arguments.recipe, overrides)
@@ -86,10 +85,10 @@ def _start(
         name = arguments.name
     target = arguments.runs / check_run_name(name)
     RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
-    engine = _engine(config)
+    engine = make_engine(config)
     opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
-    source = _open_data(config, arguments.corpora, console)
-    config = _with_vocabulary(config, source)
+    source = open_data(config, arguments.corpora, console)
+    config = with_vocabulary(config, source)
     if opened is not None:
         check_weights(opened.weights, config.model, origin=opened.label)
         if opened.tokenizer.to_json() != source.tokenizer.to_json():
@@ -121,7 +120,7 @@ def _resume(
     run_directory = RunDirectory.open(folder)
     run_directory.tidy()
     old = run_directory.config
-    config = _with(old, overrides)
+    config = with_overrides(old, overrides)
     for change in changes(old, config):
         console.print(f"[yellow]changed[/] {escape(change)}", highlight=False)
     tokenizer = run_directory.tokenizer
@@ -133,8 +132,8 @@ def _resume(
                 f"{folder} has done all of its {checkpoint.state['step']} steps: "
                 f"give more, e.g. --train.steps {2 * checkpoint.state['step']}"
             )
-    engine = _engine(config)
-    source = _open_data(config, arguments.corpora, console)
+    engine = make_engine(config)
+    source = open_data(config, arguments.corpora, console)
     trained_on = checkpoint.state if checkpoint is not None else run_directory.environment
     check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
     environment = _environment(engine.describe(), source, argv)
@@ -152,49 +151,6 @@ def _resume(
         resume=checkpoint,
     )
     return run_directory, _exit_code(outcome.reason)
-
-
-def _as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
-    """The run's folder, if the argument means one; a recipe of the same name is meant first, unless to resume."""
-    path = Path(recipe)
-    if path.name == "config.toml" and path.is_file():  # a run's own file means the run
-        return path.parent
-    if (path.is_dir() and recipe not in recipes.names()) or (path.suffix != ".toml" and len(path.parts) > 1):
-        return path
-    return runs / recipe if (resume or recipe not in recipes.names()) and (runs / recipe).is_dir() else None
-
-
-def _with(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
-    return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
-
-
-def _engine(config: RunConfig) -> Engine:
-    train = config.train
-    return load_engine(
-        "torch", device=train.device, precision=train.precision, threads=train.threads, workers=train.workers
-    )
-
-
-def _open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:
-    with progress_bar(console) as advance:
-        return open_source(
-            config,
-            corpora,
-            say=lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True),
-            advance=advance,
-        )
-
-
-def _with_vocabulary(config: RunConfig, source: BatchSource) -> RunConfig:
-    """The configuration with the vocabulary that the data turned out to have."""
-    size = source.tokenizer.vocab_size
-    if config.model.vocab_size is None:
-        return derive(config, model={"vocab_size": size})
-    if config.model.vocab_size < size:
-        raise ConfigError(
-            f"model.vocab_size = {config.model.vocab_size} is smaller than the tokenizer's {size} tokens: leave it out"
-        )
-    return config
 
 
 def _listeners(config: RunConfig, console: Console) -> list[Listener]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from urllib.parse import quote
 
 from bonsaigpt import __version__
 
-__all__ = ["document", "figures", "legend", "panel", "settings_table", "swatch", "table", "text"]
+__all__ = ["Bar", "bars", "document", "figures", "legend", "panel", "settings_table", "swatch", "table", "text"]
 
 _CONTROLS = {c: chr(0x2400 + c) for c in range(32) if chr(c) not in "\n\t"}
 
@@ -88,6 +89,44 @@ def table(
 def _linked(words: str, target: str) -> str:
     """``target`` is a path relative to the page; empty for none."""
     return f'<a href="./{text(quote(target))}">{text(words)}</a>' if target else text(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A row of ``bars``."""
+
+    name: str
+    segments: Sequence[tuple[str, float, str]]
+    """Colour (CSS), length (the whole track is 1) and what it is, from the left."""
+    ticks: Sequence[tuple[float, str]] = ()
+    """Places on the track that are marked, and what they are."""
+    cells: Sequence[str] = ()
+    """Figures beside it."""
+    hint: str = ""
+    colour: str = ""
+    """Of a square before the name, where the rows are a legend."""
+
+
+def bars(header: Sequence[str], rows: Iterable[Bar]) -> str:
+    """Horizontal bars with names before them and figures after them; ``header`` is of the figures."""
+    head = '<th></th><td class="bar"></td>' + "".join(f'<th scope="col">{text(h)}</th>' for h in header)
+    body = ""
+    for row in rows:
+        square = f'<i class="square" style="background: {text(row.colour)}"></i>' if row.colour else ""
+        parts = "".join(
+            f'<i style="background: {text(colour)}; width: {100 * length:.3f}%" title="{text(hint)}"></i>'
+            for colour, length, hint in row.segments
+            if length > 0.002
+        )
+        parts += "".join(f'<b style="left: {100 * at:.3f}%" title="{text(hint)}"></b>' for at, hint in row.ticks)
+        title = f' title="{text(row.hint)}"' if row.hint else ""
+        body += (
+            f'<tr><th scope="row"{title}>{square}{text(row.name)}</th><td class="bar"><div>{parts}</div></td>'
+            + "".join(f"<td>{text(cell)}</td>" for cell in row.cells)
+            + "</tr>\n"
+        )
+    inner = f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
+    return f'<div class="scroll"><table class="bars">{inner}</table></div>'
 
 
 def settings_table(title: str, rows: Iterable[tuple[str, str, str, bool]]) -> str:

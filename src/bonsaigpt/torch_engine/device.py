@@ -9,7 +9,7 @@ import torch
 
 from bonsaigpt.errors import DeviceError
 
-__all__ = ["Placement", "choose_placement"]
+__all__ = ["Placement", "choose_placement", "synchronize"]
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,11 @@ def _bf16_native(device: torch.device) -> tuple[bool, str]:
             return True, "this CPU has bf16 instructions, not measured"
         return False, "this CPU has no bf16 matrix instructions"
     return False, f"bf16 on {device.type} was not measured"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was told; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +18,17 @@ from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, RunConfig, derive
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.torch_engine.cache import FullCache
+from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate
 from bonsaigpt.torch_engine.compiling import decide, what_is_missing
 from bonsaigpt.torch_engine.device import Placement, choose_placement
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT, build, weights
 from bonsaigpt.torch_engine.optim import Optimizer
+from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, share_weights
+from bonsaigpt.trace import Trace
 
 __all__ = ["TorchEngine"]
 
@@ -41,7 +48,7 @@ class TorchEngine:
         self.pool = WorkerPool(count, threads=max(1, threads // count))
 
     def describe(self) -> dict[str, Any]:
-        """Versions, device and precision with the reason."""
+        """Versions, device and precision with the reason, and the ceiling that MFU is counted against."""
         return {
             "engine": f"torch {torch.__version__}",
             "python": platform.python_version(),
@@ -51,6 +58,7 @@ class TorchEngine:
             "why": self.placement.why,
             "threads": torch.get_num_threads(),
             "workers": self.pool.count,
+            "ceiling": ceiling(self.placement, self.pool).why,
         }
 
     # ------------------------------------------------------------------ training
@@ -183,3 +191,29 @@ class TorchEngine:
             last_B1D = model.hidden(tokens, cache=cache)[:, -1:]
             logits_BV = model.logits(last_B1D)[:, 0]
         return logits_BV.float().cpu().numpy()
+
+    # ------------------------------------------------------------------ how fast
+
+    def peak_flops(self) -> float:
+        """Operations a second that this device can do at most: by its data sheet, or measured here."""
+        return ceiling(self.placement, self.pool).flops
+
+    def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float:
+        """Operations a second of a product (m, k) times (k, n), measured; without a shape, of the best square one."""
+        return product_rate(self.placement, self.pool, shape, seconds=seconds)
+
+    def copy_rate(self, *, seconds: float) -> float:
+        """Bytes a second that are read and written while memory is copied, measured."""
+        return copy_rate(self.placement, self.pool, seconds=seconds)
+
+    def alone(self, state: State) -> State:
+        """The same state, computed by the calling thread without workers."""
+        return replace(state, learners=state.learners[:1], pool=WorkerPool())
+
+    def mark(self, name: str) -> AbstractContextManager[Any]:
+        """Name a part of the step (one of ``trace.MARKS``) for ``trace``; free while nobody records."""
+        return mark(name)
+
+    def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace:
+        """Run ``work`` and record its spans, or with ``memory`` the bytes that it holds; see profiling.py."""
+        return record(work, self.placement.device, memory=memory, chrome=chrome)

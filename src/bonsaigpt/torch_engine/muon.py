@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.config import MuonMatrices
+from bonsaigpt.torch_engine.profiling import mark
 from bonsaigpt.torch_engine.workers import WorkerPool
 
 __all__ = ["Matrix", "Muon", "orthogonalize"]
@@ -85,7 +86,12 @@ class Muon:
 
     def step(self, share: float, keep: Tensor) -> None:
         """Update at ``share`` of the peak rate if ``keep`` (a scalar on the device) is 1; if it is 0 change nothing."""
-        self.pool.map(lambda i: self._update(i, share, keep), range(len(self._batches)))
+
+        def update(batch: int) -> None:
+            with mark("optimizer"):
+                self._update(batch, share, keep)
+
+        self.pool.map(update, range(len(self._batches)))
 
     @torch.no_grad()  # in the worker: each thread has this mode to itself
     def _update(self, index: int, share: float, keep: Tensor) -> None:

@@ -20,6 +20,7 @@ from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner, cross_entropy_sum
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer
+from bonsaigpt.torch_engine.profiling import mark
 from bonsaigpt.torch_engine.workers import WorkerPool
 
 __all__ = ["State", "StepMetrics", "evaluate_batch", "train_step"]
@@ -66,32 +67,37 @@ def train_step(
     step: int,
 ) -> StepMetrics:
     """Forward, backward and update. The gradient is of the mean over the whole batch, however it is cut."""
-    tokens_BT, targets_BT = to_device(batch, placement.device)
+    with mark("data"):
+        tokens_BT, targets_BT = to_device(batch, placement.device)
     guard, optimizer, pool = state.guard, state.optimizer, state.pool
     factor = guard.scale / batch.count
     parts = cuts(tokens_BT.shape[0], micro_rows(config, tokens_BT.shape[1]), pool.count)
 
     def learn(part: int) -> Tensor:
         learner, rows = state.learners[part % pool.count], slice(*parts[part])
-        learner.train()
-        with dropout_noise(config, step, part, placement.device), placement.autocast():
+        with mark("forward"), dropout_noise(config, step, part, placement.device), placement.autocast():
+            learner.train()
             objective, loss = learner(tokens_BT[rows], targets_BT[rows])
-        (objective * factor).backward()
+        with mark("backward"):
+            (objective * factor).backward()
         return loss
 
     with pool.sharing():
         losses = pool.map(learn, range(len(parts)))
-        gradients = gather_gradients(state.learners)
-        if guard.loss_scaling:
-            for gradient in gradients:
-                gradient.div_(guard.scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        total = torch.stack(losses).sum()
-        keep = guard.judge(norm, total)
-        if limit := config.optim.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
-        optimizer.step(share, keep)
-        optimizer.zero_grad()
+        with mark("backward"):
+            gradients = gather_gradients(state.learners)
+        with mark("clip"):
+            if guard.loss_scaling:
+                for gradient in gradients:
+                    gradient.div_(guard.scale)
+            norm = torch.nn.utils.get_total_norm(gradients)
+            total = torch.stack(losses).sum()
+            keep = guard.judge(norm, total)
+            if limit := config.optim.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
+        with mark("optimizer"):
+            optimizer.step(share, keep)
+            optimizer.zero_grad()
     return StepMetrics(total, batch.count, norm, guard.skipped.clone(), guard.in_a_row.clone())
 
 

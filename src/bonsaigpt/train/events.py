@@ -64,6 +64,8 @@ class LogEvent:
     """Since the last log event, training alone."""
     tflops: float
     """Floating-point operations of training in the same time, 10^12 a second (see measure/accounting.py)."""
+    mfu: float
+    """Those operations as a share of the device's peak (model FLOPs utilisation); environment.json says which peak."""
     memory_mb: float
     """Peak resident memory of this process, 2^20 bytes."""
 

@@ -7,6 +7,7 @@ logs, evaluates, samples or saves cannot change what it learns, and a run that w
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -131,6 +132,7 @@ class _Trainer:
         elif self.evaluation is not None:  # a kill may have come before anybody heard of it
             self._tell_evaluation()
         started, timed_tokens = time.perf_counter(), self.tokens
+        work: Counter[int] = Counter()  # positions computed since the last line of metrics, by the length of their rows
         metrics: Metrics | None = None
         while self.step < train.steps and interrupt.name is None and not self._out_of_patience():
             batch = self.batches.batch_at(self.step)
@@ -138,6 +140,7 @@ class _Trainer:
             metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step)
             self.step += 1
             self.tokens += batch.count
+            work[batch.tokens_BT.shape[1]] += batch.tokens_BT.size
             self.evaluation = None  # it was of other weights
             self._tell("on_step", StepEvent(step=self.step, tokens=self.tokens))
 
@@ -146,13 +149,14 @@ class _Trainer:
                 host = metrics.host()  # waits for the device, so that the clock is read after the work
                 elapsed = time.perf_counter() - started
                 self.seconds += elapsed
-                self._tell_figures(host, (self.tokens - timed_tokens) / elapsed)
+                self._tell_figures(host, (self.tokens - timed_tokens) / elapsed, self._flops(work) / elapsed)
                 trouble = self._trouble(host)
                 if due and trouble is None:
                     trouble = self._evaluate_and_save()
                 if trouble is not None:
                     self._go_back(trouble)
                     metrics = None
+                work.clear()
                 started, timed_tokens = time.perf_counter(), self.tokens
             if self._is_kept() and self.saved_step != self.step:
                 self._save()
@@ -213,7 +217,10 @@ class _Trainer:
         self.seconds = seconds  # the time was spent all the same
         self._tell("on_rollback", RollbackEvent(step=noticed, back_to=self.step, why=why))
 
-    def _tell_figures(self, host: dict[str, float], speed: float) -> None:
+    def _flops(self, work: Counter[int]) -> int:
+        return sum(n * flops_per_token(self.config.model, length=length) for length, n in work.items())
+
+    def _tell_figures(self, host: dict[str, float], speed: float, flops: float) -> None:
         self._tell(
             "on_log",
             LogEvent(
@@ -225,7 +232,8 @@ class _Trainer:
                 skipped=int(host["skipped"]),
                 lr=learning_rate(self.config, self.step - 1),
                 tokens_per_second=speed,
-                tflops=speed * flops_per_token(self.config.model) / 1e12,
+                tflops=flops / 1e12,
+                mfu=flops / self.engine.peak_flops(),
                 memory_mb=peak_memory_mb(),
             ),
         )

@@ -62,10 +62,8 @@ class ConsoleProgress(Callback):
         self._progress.update(self._task, completed=event.step)
 
     def on_log(self, event: LogEvent) -> None:
-        self._progress.update(
-            self._task,
-            figures=f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s  {self._best}",
-        )
+        speed = f"{event.tokens_per_second:,.0f} tokens/s  MFU {event.mfu:.0%}"
+        self._progress.update(self._task, figures=f"loss {event.loss:.3f}  {speed}  {self._best}")
 
     def on_progress(self, event: ProgressEvent) -> None:
         self._progress.update(self._task, figures=f"{event.what} {event.done / event.total:.0%}")

@@ -31,6 +31,7 @@ class TensorBoard(Callback):
         self._add("train/lr", event.lr, event.step)
         self._add("train/grad_norm", event.grad_norm, event.step)
         self._add("speed/tokens_per_second", event.tokens_per_second, event.step)
+        self._add("speed/mfu", event.mfu, event.step)
 
     def on_eval(self, event: EvalEvent) -> None:
         for name, value in event.evaluation.as_dict().items():

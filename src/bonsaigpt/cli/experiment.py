@@ -1,0 +1,62 @@
+"""From what a user names to what can be computed: configuration, engine, data. `train` and `profile` share it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from bonsaigpt import recipes
+from bonsaigpt.cli.common import progress_bar
+from bonsaigpt.config import RunConfig, derive, validate
+from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.data.prepare import open_source
+from bonsaigpt.engines import Engine, load_engine
+from bonsaigpt.errors import ConfigError
+
+__all__ = ["as_run", "make_engine", "open_data", "with_overrides", "with_vocabulary"]
+
+
+def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
+    """The run's folder, if the argument means one; a recipe of the same name is meant first, unless to resume."""
+    path = Path(recipe)
+    if path.name == "config.toml" and path.is_file():  # a run's own file means the run
+        return path.parent
+    if (path.is_dir() and recipe not in recipes.names()) or (path.suffix != ".toml" and len(path.parts) > 1):
+        return path
+    return runs / recipe if (resume or recipe not in recipes.names()) and (runs / recipe).is_dir() else None
+
+
+def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
+
+
+def make_engine(config: RunConfig) -> Engine:
+    train = config.train
+    return load_engine(
+        "torch", device=train.device, precision=train.precision, threads=train.threads, workers=train.workers
+    )
+
+
+def open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:
+    with progress_bar(console) as advance:
+        return open_source(
+            config,
+            corpora,
+            say=lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True),
+            advance=advance,
+        )
+
+
+def with_vocabulary(config: RunConfig, source: BatchSource) -> RunConfig:
+    """The configuration with the vocabulary that the data turned out to have."""
+    size = source.tokenizer.vocab_size
+    if config.model.vocab_size is None:
+        return derive(config, model={"vocab_size": size})
+    if config.model.vocab_size < size:
+        raise ConfigError(
+            f"model.vocab_size = {config.model.vocab_size} is smaller than the tokenizer's {size} tokens: leave it out"
+        )
+    return config

@@ -1,0 +1,47 @@
+"""What a profiler saw of some steps, in plain values that no engine is needed to read.
+
+A span is one thing that ran from one moment to another on one lane: a thread, or a device. Spans of a lane nest or
+follow each other. An engine records them (``torch_engine/profiling.py``); ``measure/anatomy.py`` adds them up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MARKS", "STEP", "Span", "Trace"]
+
+STEP = "step"
+"""The mark around a whole step."""
+
+MARKS = (STEP, "data", "forward", "backward", "clip", "optimizer")
+"""The parts of a step that its code names, in the order in which they come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One operator, kernel or mark. Times are in ns of one clock."""
+
+    name: str
+    start: int
+    end: int
+    lane: str
+    """``thread 1``, ``cuda:0``."""
+    device: bool = False
+    """Whether the lane is an accelerator and not a thread."""
+    mark: bool = False
+    """Whether it is one of ``MARKS``: a part of the step that its code named, and no work by itself."""
+    cause: int | None = None
+    """Number of the span that this one is due to, in another place: a kernel's launching operator, or the forward
+    operator whose gradient a node of the backward pass computes."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of the operator's tensor arguments, where they were recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Some steps, each inside a mark ``step``."""
+
+    spans: tuple[Span, ...]
+    memory: tuple[tuple[int, int], ...] = ()
+    """(ns, bytes that are held from then on) of the device that the model is on, the first from time 0; empty if it was
+    not asked for."""

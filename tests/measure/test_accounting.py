@@ -1,0 +1,75 @@
+"""What is counted is what is computed: against formulas by hand, and against torch's own count of a real step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bonsaigpt.config import ModelConfig, validate
+from bonsaigpt.measure.accounting import flops_by_kind, flops_per_token, matrix_kinds, matrix_parameters
+from bonsaigpt.torch_engine.loss import Learner
+from bonsaigpt.torch_engine.model import build
+from tests.torch_engine.variants import VARIANTS, variant
+
+
+def model(**changes: object) -> ModelConfig:
+    sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "vocab_size": 65}
+    return validate({"model": sizes | changes}, origin="test").model
+
+
+def test_parts_by_hand() -> None:
+    """nanoGPT's CPU recipe: 6 N + 12 L H K T, each kind by itself."""
+    assert flops_by_kind(model()) == {
+        "attn.c_attn": 6 * 4 * 3 * 128**2,
+        "attn.c_proj": 6 * 4 * 128**2,
+        "mlp.c_fc": 6 * 4 * 4 * 128**2,
+        "mlp.c_proj": 6 * 4 * 4 * 128**2,
+        "lm_head": 6 * 65 * 128,
+        "attention scores": 6 * 4 * 4 * 32 * 64,
+        "attention values": 6 * 4 * 4 * 32 * 64,
+    }
+    gated = flops_by_kind(model(mlp={"kind": "swiglu", "hidden": 96}, attention={"n_kv_head": 1}))
+    assert gated["mlp.c_gate"] == gated["mlp.c_fc"] == gated["mlp.c_proj"] == 6 * 4 * 96 * 128
+    assert gated["attn.c_attn"] == 6 * 4 * (128 + 2 * 32) * 128
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parts_sum_to_the_whole(name: str) -> None:
+    config = variant(name)
+    parts = flops_by_kind(config)
+    assert sum(parts.values()) == flops_per_token(config)
+    assert 6 * matrix_parameters(config) == sum(n for kind, n in parts.items() if not kind.startswith("attention "))
+    elements = [out * into * count for (_, out, into), count in matrix_kinds(config).items()]
+    assert sum(elements) == matrix_parameters(config)
+
+
+def test_a_shorter_context_costs_less_attention_and_nothing_else() -> None:
+    config = model()
+    assert flops_per_token(config) - flops_per_token(config, length=16) == 12 * 4 * 128 * (64 - 16)
+
+
+def counted(config: ModelConfig, *, rows: int, length: int) -> int:
+    """Operations of a forward and backward pass as torch counts them, operator by operator."""
+    learner = Learner(build(config, seed=0))
+    tokens = torch.randint(0, config.vocabulary, (rows, length))
+    # The fused kernels of attention skip the masked half or count differently; the plain one multiplies it all.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        objective, _ = learner(tokens, tokens)
+        objective.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_count_is_that_of_a_real_step(name: str) -> None:
+    config = variant(name)
+    assert counted(config, rows=2, length=24) == 2 * 24 * flops_per_token(config)
+    assert counted(config, rows=3, length=8) == 3 * 8 * flops_per_token(config, length=8)
+
+
+def test_the_comparison_sees_a_wrong_count() -> None:
+    """Counting the look-up of an untied embedding as a product, the classic mistake of 6 N, would show."""
+    config = variant("untied")
+    wrong = flops_per_token(config) + 6 * config.vocabulary * config.n_embd
+    assert counted(config, rows=2, length=24) != 2 * 24 * wrong
