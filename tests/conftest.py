@@ -44,5 +44,6 @@ def tiny_flags() -> list[str]:
         "train.precision": "fp32",
         "train.threads": 1,
         "train.tensorboard": "false",
+        "train.compile": "off",  # or a run of a million steps would be compiled
     }
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]

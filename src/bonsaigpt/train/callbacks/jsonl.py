@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,17 +26,16 @@ class JsonLines(Callback):
         self._file: IO[str] | None = None
 
     def on_start(self, event: StartEvent) -> None:
-        self._open(event.run.path / "metrics.jsonl", event.step)
-
-    def _open(self, path: Path, step: int) -> None:
-        """Append to the file, without the lines of steps that come again after ``step``."""
         # A killed run may have written past its last checkpoint, or half a line; those steps come again, and so does
         # the evaluation of the checkpoint itself, which nobody may have heard of.
-        kept = [
-            line
-            for line in read_metrics(path)
-            if line["step"] < step or (line["step"] == step > 0 and "val_loss" not in line)
-        ]
+        self._open(
+            event.run.path / "metrics.jsonl",
+            lambda line: line["step"] < event.step or (line["step"] == event.step > 0 and "val_loss" not in line),
+        )
+
+    def _open(self, path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Append to the file, without the lines whose steps come again."""
+        kept = [line for line in read_metrics(path) if is_kept(line)]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         with writing(path):
             self._file = path.open("a", encoding="utf-8")
@@ -51,7 +51,7 @@ class JsonLines(Callback):
         assert self._file is not None
         self.close()
         path = Path(self._file.name)
-        self._open(path, event.back_to + 1)
+        self._open(path, lambda line: line["step"] <= event.back_to)
         with writing(path), path.with_name("rollbacks.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(event)) + "\n")
 
