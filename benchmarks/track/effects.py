@@ -18,7 +18,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from bonsaigpt.study.statistics import estimate, paired_difference
 from common import finish, guarded, machine, parser, positive, progress, show
 from duel import text_overrides
 
@@ -28,6 +27,7 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.measure import evaluate
+from bonsaigpt.study.statistics import estimate, paired_difference
 from bonsaigpt.train.schedule import schedule_share
 
 RECIPE = "shakespeare-char-fast"

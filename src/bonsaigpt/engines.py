@@ -5,21 +5,23 @@ States, models and caches are the engine's own and pass through other code unope
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from bonsaigpt.checkpoint import Arrays
+from bonsaigpt.checkpoint import Arrays, RunDirectory
 from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, did_you_mean
 from bonsaigpt.trace import Trace
 
-__all__ = ["Engine", "Metrics", "load_engine"]
+__all__ = ["Engine", "Metrics", "World", "load_engine"]
+
+T = TypeVar("T")
 
 _ENGINES = {"torch": ("bonsaigpt.torch_engine.engine", "TorchEngine")}
 
@@ -32,16 +34,36 @@ class Metrics(Protocol):
         ...
 
 
+class World(Protocol):
+    """The processes that train together; see ``torch_engine/distributed.py``. Alone, every method answers at once."""
+
+    size: int
+    is_main: bool
+
+    def on_main(self, make: Callable[[], T]) -> T: ...
+    def main_first(self, make: Callable[[], T]) -> T: ...
+    def sum(self, values: Sequence[float]) -> list[float]: ...
+    def agree(self, number: int) -> int: ...
+    def together(self) -> AbstractContextManager[None]: ...
+
+
 class Engine(Protocol):
     """One way to compute; see ``torch_engine/engine.py`` for what each method promises."""
 
     name: str
+
+    @property
+    def world(self) -> World: ...
 
     def describe(self) -> dict[str, Any]: ...
     def resolve(self, config: RunConfig, batch: Batch) -> tuple[RunConfig, dict[str, str]]: ...
     def init(self, config: RunConfig, values: Arrays | None = None) -> Any: ...
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> Any: ...
     def arrays(self, state: Any) -> tuple[Arrays, Arrays]: ...
+    def save(self, state: Any, run: RunDirectory, about: dict[str, Any]) -> None: ...
+    def settle(self) -> None: ...
+    def load(self, config: RunConfig, folder: Path) -> Any: ...
+    def close(self) -> None: ...
     def step(self, state: Any, batch: Batch, *, config: RunConfig, share: float, step: int) -> Metrics: ...
     def evaluate(self, model: Any, batch: Batch, *, exact: bool = False) -> tuple[float, int]: ...
     def model(self, config: ModelConfig, values: Arrays) -> Any: ...
@@ -58,7 +80,7 @@ class Engine(Protocol):
 
 
 def load_engine(name: str = "torch", **placement: Any) -> Engine:
-    """The engine of that name, imported only now. ``placement``: device, precision, threads."""
+    """The engine of that name, imported only now. ``placement``: device, precision, threads, workers, process."""
     if name not in _ENGINES:
         raise DeviceError(f"there is no engine '{name}': use one of {sorted(_ENGINES)}.{did_you_mean(name, _ENGINES)}")
     module, attribute = _ENGINES[name]

@@ -98,11 +98,11 @@ def test_plain_attention_is_the_fused_one() -> None:
     runs = [validate({"model": model, "train": {"attention_kernel": k}}, origin="t") for k in ("sdpa", "plain")]
     states = [ENGINE.init(run) for run in runs]
     tokens = torch.from_numpy(batch().tokens_BT)
-    fused, plain = (state.learners[0].model(tokens) for state in states)
+    fused, plain = (state.layout.learners[0].model(tokens) for state in states)
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
     assert not torch.equal(fused, plain)  # it is another way to compute
-    states[1].learners[0].model.attend_plainly(False)
-    assert torch.equal(fused, states[1].learners[0].model(tokens))
+    states[1].layout.learners[0].model.attend_plainly(False)
+    assert torch.equal(fused, states[1].layout.learners[0].model(tokens))
 
 
 @pytest.mark.slow

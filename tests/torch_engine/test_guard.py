@@ -67,7 +67,7 @@ def test_a_skipped_step_leaves_no_trace(matrices: str) -> None:
     with_nan, without = ENGINE.init(run), ENGINE.init(run)
     for step in range(6):
         if step == 3:
-            parameter = with_nan.learners[1].model.transformer.wte.weight
+            parameter = with_nan.layout.learners[1].model.transformer.wte.weight
             handle = parameter.register_hook(lambda grad: grad * float("nan"))
             metrics = ENGINE.step(with_nan, batch(seed=99), config=run, share=1.0, step=step).host()
             handle.remove()

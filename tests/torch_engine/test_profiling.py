@@ -123,7 +123,8 @@ def test_alone_means_without_workers() -> None:
         engine.step(alone, batch(), config=run, share=1.0, step=0)
 
     assert len(marks(engine.trace(work))) == 1
-    assert replace(alone, pool=state.pool, learners=state.learners) == state
+    assert replace(alone, pool=state.pool, layout=state.layout) == state
+    assert alone.layout.learners == state.layout.learners[:1]
 
 
 def test_the_chrome_trace_is_json(tmp_path: Path) -> None:

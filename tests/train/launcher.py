@@ -21,16 +21,32 @@ Call = tuple[str, int]
 """The dotted name of a function, and which of its calls is meant; the first is 1."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch._dynamo", "bonsaigpt.cli.train", "bonsaigpt.torch_engine.engine"])
+_context.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        "bonsaigpt.cli.train",
+        "bonsaigpt.torch_engine.engine",
+        "bonsaigpt.torch_engine.shard_files",
+    ]
+)
 
 
-def start(folder: Path, argv: list[str], kill: Call | None = None, *, hang: Call | None = None) -> tuple[Any, Any]:
+def start(
+    folder: Path,
+    argv: list[str],
+    kill: Call | None = None,
+    *,
+    hang: Call | None = None,
+    environment: dict[str, str] | None = None,
+    patch: str = "",
+) -> tuple[Any, Any]:
     """`bonsai ARGV` in ``folder``: the process, and an event that is set when its training begins, or when it hangs.
 
-    What it prints is appended to ``output.txt``, its errors to ``errors.txt``.
+    What it prints is appended to ``output.txt``, its errors to ``errors.txt``. The code ``patch`` runs before.
     """
     began = _context.Event()
-    process = _context.Process(target=_child, args=(str(folder), argv, kill, hang, began))
+    process = _context.Process(target=_child, args=(str(folder), argv, kill, hang, began, environment or {}, patch))
     process.start()
     return process, began
 
@@ -45,11 +61,20 @@ def run(folder: Path, argv: list[str], kill: Call | None = None) -> int:
     return process.exitcode
 
 
-def _child(folder: str, argv: list[str], kill: Call | None, hang: Call | None, began: Any) -> None:
+def _child(
+    folder: str,
+    argv: list[str],
+    kill: Call | None,
+    hang: Call | None,
+    began: Any,
+    environment: dict[str, str],
+    patch: str,
+) -> None:
     import bonsaigpt.cli.train
     from bonsaigpt.cli import main
 
     os.chdir(folder)
+    os.environ.update(environment)
     for descriptor, name in ((1, "output.txt"), (2, "errors.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     bonsaigpt.cli.train._write_report = lambda *_: None  # the weights are safe by then; it has tests of its own
@@ -64,6 +89,7 @@ def _child(folder: str, argv: list[str], kill: Call | None, hang: Call | None, b
     for call, what in ((kill, die), (hang, sleep), (None if hang else ("bonsaigpt.cli.train.train", 1), began.set)):
         if call is not None:
             _before(call, what)
+    exec(patch, {})
     raise SystemExit(main(argv))
 
 

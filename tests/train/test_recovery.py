@@ -13,8 +13,8 @@ import torch
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory
 from bonsaigpt.cli import main
 from bonsaigpt.config import GuardConfig
-from bonsaigpt.torch_engine import step as step_module
 from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.train.callbacks.jsonl import read_metrics
 from bonsaigpt.train.watch import Watch
 
@@ -40,7 +40,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> list[in
     """Multiply the gradients of these steps; every key acts once. Gives the steps that were taken."""
     taken: list[int] = []
     original = TorchEngine.step
-    gather = step_module.gather_gradients
+    gather = Replicated.gradients
     pending: list[float] = []
 
     def step(self, state, batch, *, config, share, step):
@@ -49,8 +49,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> list[in
             pending.append(factors.pop(step))
         return original(self, state, batch, config=config, share=share, step=step)
 
-    def gathered(learners):
-        gradients = gather(learners)
+    def gathered(self):
+        gradients = gather(self)
         if pending:
             factor = pending.pop()
             for gradient in gradients:
@@ -58,7 +58,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> list[in
         return gradients
 
     monkeypatch.setattr(TorchEngine, "step", step)
-    monkeypatch.setattr(step_module, "gather_gradients", gathered)
+    monkeypatch.setattr(Replicated, "gradients", gathered)
     return taken
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bonsaigpt.errors import CheckpointError, OutputError, did_you_mean
 from bonsaigpt.files import folder_aside, replace_folder, restore_folders, write_text, writing
 from bonsaigpt.spec import parameters
 
-__all__ = ["RunDirectory", "check_weights"]
+__all__ = ["RunDirectory", "check_shapes", "check_weights"]
 
 
 class RunDirectory:
@@ -129,14 +130,19 @@ class RunDirectory:
         return self.checkpoints / f"step-{step:06d}"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, point `last` (and `best`, if it is) at it, then drop what nothing points at and what is
-        not marked ``keep`` in its state."""
-        step = checkpoint.state["step"]
-        files.write(self.folder(step), checkpoint)
-        best = checkpoint.state["best_step"]
-        self._point(checkpoint.state)
+        """Write a checkpoint whole or not at all, and let the pointers follow (see ``saving``)."""
+        with self.saving(checkpoint.state) as aside:
+            files.fill(aside, checkpoint)
+
+    @contextmanager
+    def saving(self, state: dict[str, Any]) -> Iterator[Path]:
+        """An empty folder to be filled with the tensors of a checkpoint. Afterwards it stands in its place, `last` (and
+        `best`, if it is) points at it, and what nothing points at and is not marked ``keep`` is dropped."""
+        with files.writing_aside(self.folder(state["step"]), state) as aside:
+            yield aside
+        self._point(state)
         for old in self.steps():
-            if old not in (step, best) and not self._is_kept(old):
+            if old not in (state["step"], state["best_step"]) and not self._is_kept(old):
                 shutil.rmtree(self.folder(old), ignore_errors=True)
 
     def _is_kept(self, step: int) -> bool:
@@ -174,6 +180,18 @@ class RunDirectory:
         check_weights(checkpoint.model, self.config.model, origin=str(self.path))
         return checkpoint
 
+    def last(self) -> Path | None:
+        """The folder of the newest whole checkpoint; None if there is no checkpoint yet.
+
+        Raises:
+            CheckpointError: all are damaged, or its tensors are not those of the configuration.
+        """
+        if not self.steps():
+            return None
+        folder = self.find("last")
+        check_shapes(files.shapes(folder), self.config.model, origin=str(self.path))
+        return folder
+
     def find(self, which: str = "") -> Path:
         """The folder of a checkpoint, as ``load`` takes it; its hashes are checked for the fall-back only."""
         steps = self.steps()
@@ -209,8 +227,12 @@ class RunDirectory:
 
 def check_weights(weights: Arrays, config: ModelConfig, *, origin: str) -> None:
     """Raise ``CheckpointError`` unless the tensors are exactly those of the spec, by name and shape."""
+    check_shapes({name: array.shape for name, array in weights.items()}, config, origin=origin)
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], config: ModelConfig, *, origin: str) -> None:
+    """``check_weights`` for tensors of which only the shapes are known."""
     wanted = {p.name: p.shape for p in parameters(config) if p.tied_to is None}
-    found = {name: array.shape for name, array in weights.items()}
     for name, shape in wanted.items():
         if name not in found:
             raise CheckpointError(f"the weights of {origin} lack {name}: they belong to another configuration")

@@ -8,7 +8,8 @@ import sys
 from importlib import import_module
 
 from bonsaigpt import __version__
-from bonsaigpt.errors import BonsaiError, did_you_mean
+from bonsaigpt.errors import BonsaiError, CheckpointError, DataError, DeviceError, did_you_mean
+from bonsaigpt.processes import Process
 
 __all__ = ["main"]
 
@@ -57,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()  # a full disk under standard output is known now, not after we have left
         return code
     except BonsaiError as error:
-        print(f"bonsai: {error}", file=sys.stderr)
+        process = Process.here()
+        if process.is_main:
+            print(f"bonsai: {error}", file=sys.stderr)
+        elif isinstance(error, CheckpointError | DataError | DeviceError):  # perhaps its own alone; the rest all have
+            print(f"bonsai, process {process.rank}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader has gone, e.g. `bonsai recipes list | head -1`
         _discard_output()

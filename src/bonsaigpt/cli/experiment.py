@@ -15,6 +15,7 @@ from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import ConfigError
+from bonsaigpt.processes import Process
 
 __all__ = ["as_run", "make_engine", "open_data", "with_overrides", "with_vocabulary"]
 
@@ -33,10 +34,16 @@ def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
 
 
-def make_engine(config: RunConfig) -> Engine:
+def make_engine(config: RunConfig, process: Process | None = None) -> Engine:
+    """The engine of a run; as one of several processes that train together, if ``process`` says so."""
     train = config.train
     return load_engine(
-        "torch", device=train.device, precision=train.precision, threads=train.threads, workers=train.workers
+        "torch",
+        device=train.device,
+        precision=train.precision,
+        threads=train.threads,
+        workers=train.workers,
+        process=process or Process(),
     )
 
 

@@ -6,6 +6,8 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ from rich.markup import escape
 
 from bonsaigpt import __version__, recipes
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
+from bonsaigpt.checkpoint.files import read_state
 from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, runs_folder, settings
 from bonsaigpt.cli.experiment import as_run, make_engine, open_data, with_overrides, with_vocabulary
-from bonsaigpt.config import RunConfig, dump_toml
+from bonsaigpt.config import RunConfig, dump_toml, validate
 from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.engines import Engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError
 from bonsaigpt.files import write_text
-from bonsaigpt.train import start_state, train
+from bonsaigpt.processes import Process
+from bonsaigpt.train import last_checkpoint, start_state, train
 from bonsaigpt.train.callbacks.console import ConsoleProgress
 from bonsaigpt.train.callbacks.jsonl import JsonLines
 from bonsaigpt.train.callbacks.samples import Samples
@@ -43,24 +48,33 @@ def run(argv: list[str]) -> int:
     parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
     parser.add_argument("--name", help="name of the run (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on with this run, exactly where it stopped")
+    parser.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="go on with the run if there is one of this name, else start it: for jobs that are started again by "
+        "themselves, as torchrun's are after a failure",
+    )
     parser.add_argument("--init", metavar="RUN", help="start from the weights of another run (RUN, RUN@last, RUN@500)")
     runs_folder(parser)
     source = add_settings(parser)
     arguments = parser.parse(argv)
     overrides = settings(source, argv)
-    console = Console(stderr=False)
+    process = Process.here()
+    console = Console(stderr=False, quiet=not process.is_main)
 
+    session = _Session(arguments, overrides, argv, console, process)
     folder = as_run(arguments.recipe, arguments.runs, resume=arguments.resume)
     if arguments.resume:
         if folder is None:
             raise ConfigError(f"--resume needs the folder of a run, and {arguments.recipe} is none.")
-        if arguments.init or arguments.name:
-            raise ConfigError("--resume goes on with a run as it is: leave out --init and --name.")
-        run_directory, code = _resume(folder, overrides, arguments, argv, console)
+        if arguments.init or arguments.name or arguments.auto_resume:
+            raise ConfigError("--resume goes on with a run as it is: leave out --init, --name and --auto-resume.")
+        run_directory, code = session.resume(folder)
     else:
-        run_directory, code = _start(folder, overrides, arguments, argv, console)
+        run_directory, code = session.start(folder)
 
-    _write_report(run_directory, console)
+    if process.is_main:
+        _write_report(run_directory, console)
     if code == 0:
         console.print(f'next: bonsai sample {run_directory.path} --prompt "..."', highlight=False, markup=False)
     else:
@@ -68,89 +82,144 @@ def run(argv: list[str]) -> int:
     return code
 
 
-def _start(
-    folder: Path | None,
-    overrides: dict[str, Any],
-    arguments: argparse.Namespace,
-    argv: list[str],
-    console: Console,
-) -> tuple[RunDirectory, int]:
-    if folder is not None:
-        config = with_overrides(RunDirectory.open(folder).config, overrides)
-        name = folder.name
-    else:
-        config = recipes.load(arguments.recipe, overrides)
-        name = Path(arguments.recipe).stem
-    if arguments.name is not None:
-        name = arguments.name
-    target = arguments.runs / check_run_name(name)
-    RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
-    engine = make_engine(config)
-    opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
-    source = open_data(config, arguments.corpora, console)
-    config = with_vocabulary(config, source)
-    if opened is not None:
-        check_weights(opened.weights, config.model, origin=opened.label)
-        if opened.tokenizer.to_json() != source.tokenizer.to_json():
-            raise CheckpointError(
-                f"{opened.label} was trained with another tokenizer than this data has, so its ids mean other text: "
-                "train on the same data, or without --init"
-            )
-        check_same_function(opened.config, config.model, origin=opened.label)
-    config, why = engine.resolve(config, source.batch_at(config.train.steps - 1))
-    environment = _environment(engine.describe() | {"decisions": why}, source, argv)
-    listeners = _listeners(config, console)
-    start = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source)) if opened is not None else None
-    run_directory = RunDirectory.create(target, config, source.tokenizer, environment, start=start)
-    outcome = train(
-        config,
-        engine=engine,
-        source=source,
-        run=run_directory,
-        environment=environment,
-        listeners=listeners,
-        resume=start,
-    )
-    return run_directory, _exit_code(outcome.reason)
+@dataclass(frozen=True)
+class _Session:
+    """One call of the verb, in each of the processes that train together; the main one prints and writes."""
 
+    arguments: argparse.Namespace
+    overrides: dict[str, Any]
+    argv: list[str]
+    console: Console
+    process: Process
 
-def _resume(
-    folder: Path, overrides: dict[str, Any], arguments: argparse.Namespace, argv: list[str], console: Console
-) -> tuple[RunDirectory, int]:
-    run_directory = RunDirectory.open(folder)
-    run_directory.tidy()
-    old = run_directory.config
-    config = with_overrides(old, overrides)
-    for change in changes(old, config):
-        console.print(f"[yellow]changed[/] {escape(change)}", highlight=False)
-    tokenizer = run_directory.tokenizer
-    checkpoint: Checkpoint | None = None
-    if run_directory.steps():  # killed before the first checkpoint, a run resumes from its beginning
-        checkpoint = run_directory.load("last")
-        if checkpoint.state["step"] >= config.train.steps:
+    def start(self, folder: Path | None) -> tuple[RunDirectory, int]:
+        """A new run; with --auto-resume, or where torchrun has started us anew, on with it if it is there."""
+        arguments = self.arguments
+        if folder is not None:
+            config = with_overrides(RunDirectory.open(folder).config, self.overrides)
+            name = folder.name
+        else:
+            config = recipes.load(arguments.recipe, self.overrides)
+            name = Path(arguments.recipe).stem
+        if arguments.name is not None:
+            name = arguments.name
+        target = arguments.runs / check_run_name(name)
+        # The run is made after all processes have met, and this line comes before: all of them see the same.
+        if (arguments.auto_resume or self.process.restarts > 0) and target.exists():
+            return self.resume(target, finished_is_fine=True)
+        RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
+        engine = self._engine(config, "a new run")
+        opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
+        source = self._open_data(config, engine)
+        config = with_vocabulary(config, source)
+        if opened is not None:
+            check_weights(opened.weights, config.model, origin=opened.label)
+            if opened.tokenizer.to_json() != source.tokenizer.to_json():
+                raise CheckpointError(
+                    f"{opened.label} was trained with another tokenizer than this data has, so its ids mean other "
+                    "text: train on the same data, or without --init"
+                )
+            check_same_function(opened.config, config.model, origin=opened.label)
+        begin: Checkpoint | None = None
+        if opened is not None:
+            begin = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source))
+        config, why = self._resolve(config, engine, source)
+
+        def create(environment: dict[str, Any]) -> None:
+            RunDirectory.create(target, config, source.tokenizer, environment | {"decisions": why}, start=begin)
+
+        return self._train(config, engine, source, RunDirectory(target), create)
+
+    def resume(self, folder: Path, *, finished_is_fine: bool = False) -> tuple[RunDirectory, int]:
+        """On with a run."""
+        run_directory = RunDirectory.open(folder)
+        old = run_directory.config
+        config = with_overrides(old, self.overrides)
+        for change in changes(old, config):
+            self.console.print(f"[yellow]changed[/] {escape(change)}", highlight=False)
+        tokenizer = run_directory.tokenizer
+        engine = self._engine(config, "a resumed run")
+        engine.world.on_main(run_directory.tidy)
+        saved = last_checkpoint(engine, run_directory)  # killed before the first, a run resumes from its beginning
+        state = read_state(saved) if saved is not None else None
+        if state is not None and state["step"] >= config.train.steps:
+            if finished_is_fine:
+                self.console.print(f"{folder} has done all of its {state['step']} steps", highlight=False)
+                return run_directory, 0
             raise ConfigError(
-                f"{folder} has done all of its {checkpoint.state['step']} steps: "
-                f"give more, e.g. --train.steps {2 * checkpoint.state['step']}"
+                f"{folder} has done all of its {state['step']} steps: give more, e.g. --train.steps {2 * state['step']}"
             )
-    engine = make_engine(config)
-    source = open_data(config, arguments.corpora, console)
-    trained_on = checkpoint.state if checkpoint is not None else run_directory.environment
-    check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
-    environment = _environment(engine.describe(), source, argv)
-    listeners = _listeners(config, console)  # it may refuse; only then is anything written
-    if config != old:
-        write_text(folder / "config.toml", dump_toml(config))
-    run_directory.note_session(environment)
-    outcome = train(
-        config,
-        engine=engine,
-        source=source,
-        run=run_directory,
-        environment=environment,
-        listeners=listeners,
-        resume=checkpoint,
-    )
-    return run_directory, _exit_code(outcome.reason)
+        source = self._open_data(config, engine)
+        trained_on = state if state is not None else run_directory.environment
+        check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
+
+        def go_on(environment: dict[str, Any]) -> None:
+            if config != old:
+                write_text(folder / "config.toml", dump_toml(config))
+            run_directory.note_session(environment)
+
+        return self._train(config, engine, source, run_directory, go_on, saved)
+
+    def _engine(self, config: RunConfig, purpose: str) -> Engine:
+        """The engine, which has met the other processes and found them of one mind."""
+        engine = make_engine(config, self.process)
+        self._same(engine, [purpose, dump_toml(config)])
+        return engine
+
+    def _open_data(self, config: RunConfig, engine: Engine) -> BatchSource:
+        corpora = self.arguments.corpora
+        source = engine.world.main_first(lambda: open_data(config, corpora, self.console))
+        self._same(engine, [source.fingerprint])
+        return source
+
+    def _resolve(self, config: RunConfig, engine: Engine, source: BatchSource) -> tuple[RunConfig, dict[str, str]]:
+        """What the engine decides for the run, by the main process' measurements."""
+
+        def resolve() -> list[Any]:
+            resolved, why = engine.resolve(config, source.batch_at(config.train.steps - 1))
+            return [resolved.model_dump(mode="json", exclude_none=True), why]
+
+        resolved, why = engine.world.on_main(resolve)
+        return validate(resolved, origin="the engine's decisions"), why
+
+    def _same(self, engine: Engine, words: list[str]) -> None:
+        if engine.world.on_main(lambda: words) != words:
+            raise CheckpointError(
+                "this process finds another run or other data than the first process: runs and corpora must lie on a "
+                "file system that all machines share (--runs, --corpora)"
+            )
+
+    def _train(
+        self,
+        config: RunConfig,
+        engine: Engine,
+        source: BatchSource,
+        run_directory: RunDirectory,
+        write: Callable[[dict[str, Any]], None],
+        saved: Path | None = None,
+    ) -> tuple[RunDirectory, int]:
+        """``write`` the environment into the run, and train from ``saved``, or from what the run was born with."""
+        environment: dict[str, Any] = {}
+        listeners: list[Listener] = []
+
+        def begin() -> None:
+            environment.update(_environment(engine.describe(), source, self.argv))
+            listeners.extend(_listeners(config, self.console))  # it may refuse; only then is anything written
+            write(environment)
+
+        engine.world.on_main(begin)
+        with engine.world.together():
+            outcome = train(
+                config,
+                engine=engine,
+                source=source,
+                run=run_directory,
+                environment=environment,
+                listeners=listeners,
+                resume=saved or last_checkpoint(engine, run_directory),
+            )
+        engine.close()
+        return run_directory, _exit_code(outcome.reason)
 
 
 def _listeners(config: RunConfig, console: Console) -> list[Listener]:

@@ -68,6 +68,9 @@ class TrainConfig(Config):
     workers: int = Field(default=0, ge=0)
     """On a CPU: threads that each take a part of the batch, instead of sharing every operator; 0 means one for each
     thread where that pays."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp keeps the weights whole in every process, fsdp cuts them, their gradients and the optimizer's
+    state into a shard for each; one process alone ignores it."""
     patience: int = Field(default=0, ge=0)
     """Stop after so many evaluations without a new best; 0 never stops early."""
     guard: GuardConfig = GuardConfig()

@@ -7,7 +7,8 @@ does not depend on how many processes share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -33,9 +34,33 @@ class Batch:
     targets_BT: np.ndarray
     """What should come next at each position, int64; IGNORE where nothing is asked."""
     count: int
-    """Number of targets that count."""
+    """Number of targets that count; in a part (see ``part``) that of the whole batch."""
     reset_B: np.ndarray | None = None
     """Order `streams`: True where the row starts a text anew, so that carried state must be dropped."""
+
+    def part(self, rank: int, size: int) -> Batch:
+        """The consecutive rows that one of ``size`` processes takes; ``count`` stays that of the whole batch."""
+        total = len(self.tokens_BT)
+        return self._each(lambda array, _: array[total * rank // size : total * (rank + 1) // size])
+
+    def share(self, rank: int, size: int) -> Batch:
+        """``part``, filled with rows that ask nothing where it is shorter than that of another process: so all
+        processes take equally many passes of equal shapes."""
+        part = self.part(rank, size)
+        missing = math.ceil(len(self.tokens_BT) / size) - len(part.tokens_BT)
+        if missing == 0:
+            return part
+        return part._each(
+            lambda array, filler: np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)], constant_values=filler)
+        )
+
+    def _each(self, change: Callable[[np.ndarray, int], np.ndarray]) -> Batch:
+        return replace(
+            self,
+            tokens_BT=change(self.tokens_BT, 0),
+            targets_BT=change(self.targets_BT, IGNORE),
+            reset_B=None if self.reset_B is None else change(self.reset_B, 0),
+        )
 
 
 class BatchSource(Protocol):

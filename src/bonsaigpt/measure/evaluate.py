@@ -44,7 +44,7 @@ def evaluate(
     engine: Engine, model: Any, source: BatchSource, *, advance: Callable[[str, int, int], None] | None = None
 ) -> Evaluation:
     """Score every target of the source's validation split exactly once; ``advance(what, done, total)`` follows."""
-    total, count, rows, solved = 0.0, 0, 0, 0
+    total, solved, count, rows = 0.0, 0.0, 0, 0
     for batch in source.validation():
         loss_sum, right = engine.evaluate(model, batch, exact=source.exact_match)
         total += loss_sum
@@ -53,6 +53,7 @@ def evaluate(
         solved += right
         if advance:
             advance("evaluating", count, source.validation_count())
+    total, solved = engine.world.sum([total, solved])  # each process has scored its part of every batch
     text_bytes = source.validation_bytes()
     loss = total / count
     return Evaluation(

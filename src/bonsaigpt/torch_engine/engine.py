@@ -5,30 +5,38 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from bonsaigpt.checkpoint import Arrays
+from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
 from bonsaigpt.config import ModelConfig, RunConfig, derive
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.processes import Process
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate
 from bonsaigpt.torch_engine.compiling import decide, what_is_missing
 from bonsaigpt.torch_engine.device import Placement, choose_placement
+from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
-from bonsaigpt.torch_engine.model import GPT, build, weights
+from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
 from bonsaigpt.torch_engine.optim import Optimizer
+from bonsaigpt.torch_engine.parallel import Layout, Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, share_weights
 from bonsaigpt.trace import Trace
+
+if TYPE_CHECKING:
+    from bonsaigpt.torch_engine.shard_files import ShardFiles
 
 __all__ = ["TorchEngine"]
 
@@ -37,15 +45,25 @@ CPU_PASS = 1024
 
 
 class TorchEngine:
-    """PyTorch on one device."""
+    """PyTorch on one device, or as one of several processes that train together."""
 
     name = "torch"
 
-    def __init__(self, *, device: str = "auto", precision: str = "auto", threads: int = 0, workers: int = 0) -> None:
-        self.placement: Placement = choose_placement(device, precision, threads)
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+        workers: int = 0,
+        process: Process = Process(),  # noqa: B008  # frozen
+    ) -> None:
+        self.placement: Placement = choose_placement(own_device(device, process), precision, threads)
+        self.world = World(process, self.placement.device)
         threads = torch.get_num_threads()
-        count = (workers or threads) if self.placement.device.type == "cpu" else 1
+        count = (workers or threads) if self.placement.device.type == "cpu" and process.size == 1 else 1
         self.pool = WorkerPool(count, threads=max(1, threads // count))
+        self._files: ShardFiles | None = None
 
     def describe(self) -> dict[str, Any]:
         """Versions, device and precision with the reason, and the ceiling that MFU is counted against."""
@@ -59,6 +77,8 @@ class TorchEngine:
             "threads": torch.get_num_threads(),
             "workers": self.pool.count,
             "ceiling": ceiling(self.placement, self.pool).why,
+            "processes": self.world.size,
+            "backend": self.world.backend,
         }
 
     # ------------------------------------------------------------------ training
@@ -94,23 +114,35 @@ class TorchEngine:
         return rows, f"{rows} sequences in one pass"
 
     def _seconds_a_step(self, config: RunConfig, batch: Batch) -> float:
-        """A step on scratch weights: the fastest of three after one that warms up."""
-        state, seconds = self.init(config), []
+        """A step on scratch weights with this process' rows: the fastest of three after one that warms up."""
+        alone = copy(self)
+        alone.world = World(Process(), self.placement.device)
+        batch = batch.share(0, self.world.size)
+        state, seconds = alone.init(config), []
         for step in range(4):
             began = time.perf_counter()
-            self.step(state, batch, config=config, share=1.0, step=step).host()
+            alone.step(state, batch, config=config, share=1.0, step=step).host()
             seconds.append(time.perf_counter() - began)
         return min(seconds[1:])
 
     def init(self, config: RunConfig, values: Arrays | None = None) -> State:
         """A fresh state: weights from the seed, or from ``values``; the optimizer starts anew."""
+        return self._state(config, build(config.model, seed=config.seed, values=values))
+
+    def _state(self, config: RunConfig, model: GPT) -> State:
         device = self.placement.device
-        model = build(config.model, seed=config.seed, values=values).to(device)
         # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
         pool = self.pool if config.model.dropout == 0 else WorkerPool()
-        optimizer = Optimizer(model, config.optim, pool)
+        if config.train.parallel == "fsdp" and self.world.size > 1:
+            from bonsaigpt.torch_engine.fsdp import Sharded
+
+            [learner] = self._learners(config, model, 1)
+            layout: Layout = Sharded(learner, self.world, device)  # it moves what it keeps
+        else:
+            layout = Replicated(self._learners(config, model.to(device), pool.count), self.world)
+        optimizer = Optimizer(config.model, config.optim, layout, pool)
         averaged = None
-        if optimizer.average is not None:
+        if optimizer.average is not None and isinstance(layout, Replicated):
             averaged = GPT(config.model).to(device)
             for parameter, average in zip(averaged.parameters(), optimizer.average, strict=True):
                 parameter.data = average
@@ -120,7 +152,7 @@ class TorchEngine:
             guard=Guard(
                 spike=config.train.guard.spike, device=device, loss_scaling=self.placement.dtype == torch.float16
             ),
-            learners=self._learners(config, model, pool.count),
+            layout=layout,
             pool=pool,
             averaged=averaged,
         )
@@ -141,21 +173,66 @@ class TorchEngine:
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:
         """The state that ``arrays`` gave; without an optimizer's state that one starts anew."""
         state = self.init(config, model)
-        state.optimizer.load({name: value for name, value in optimizer.items() if name != "guard"})
-        if "guard" in optimizer:
-            state.guard.load(optimizer["guard"])
+        _load_optimizer(state, optimizer)
         return state
 
     def arrays(self, state: State) -> tuple[Arrays, Arrays]:
         """The weights to use (the average, if one is kept), and all else that the next step depends on; on the host."""
         return weights(self.model_of(state)), state.optimizer.arrays() | {"guard": state.guard.arrays()}
 
+    def save(self, state: State, run: RunDirectory, about: dict[str, Any]) -> None:
+        """Write a checkpoint; ``about`` is its ``state.json``. Shards are on the disk only when ``settle`` returns."""
+        layout = state.layout
+        if isinstance(layout, Replicated):
+            if self.world.is_main:
+                model, optimizer = self.arrays(state)
+                run.save(Checkpoint(model=model, optimizer=optimizer, state=about))
+            return
+        optimizer = state.optimizer.tensors() | {"guard": torch.from_numpy(state.guard.arrays())}
+        self._shard_files().save(state.optimizer.weights_to_use(), optimizer, layout, run, about)
+
+    def settle(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OutputError: it could not be written; the checkpoint before it still stands.
+        """
+        if self._files is not None:
+            self._files.wait()
+
+    def load(self, config: RunConfig, folder: Path) -> State:
+        """The state that ``save`` wrote, on however many processes."""
+        if config.train.parallel == "ddp" or self.world.size == 1:
+            saved = files.read(folder)
+            return self.restore(config, saved.model, saved.optimizer)
+        state = self._state(config, GPT(config.model))  # its memory is filled from the files alone
+        layout = state.layout
+        assert not isinstance(layout, Replicated)
+        saved_rows = self._shard_files().load(folder, layout)
+        state.optimizer.put_weights({name: saved_rows.pop(name) for name in layout.parameters})
+        _load_optimizer(state, saved_rows)
+        return state
+
+    def _shard_files(self) -> ShardFiles:
+        from bonsaigpt.torch_engine.shard_files import ShardFiles  # slow to import, and few need it
+
+        if self._files is None:
+            self._files = ShardFiles(self.world)
+        return self._files
+
+    def close(self) -> None:
+        """Part from the other processes, if there are any."""
+        self.world.close()
+
     def step(self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int) -> StepMetrics:
         """One optimizer step, in place, at ``share`` of the peak learning rates."""
         return train_step(state, batch, config=config, placement=self.placement, share=share, step=step)
 
     def evaluate(self, model: GPT, batch: Batch, *, exact: bool = False) -> tuple[float, int]:
-        """Sum of the loss in nats, and, if ``exact``, rows solved whole."""
+        """Sum of the loss in nats over this process' part, and, if ``exact``, its rows solved whole."""
+        batch = batch.part(self.world.process.rank, self.world.size)
+        if len(batch.tokens_BT) == 0:
+            return 0.0, 0
         return evaluate_batch(model, batch, self.placement, self.pool, exact=exact)
 
     # ------------------------------------------------------------------ a model alone
@@ -165,8 +242,15 @@ class TorchEngine:
         return build(config, values=values).to(self.placement.device).eval()
 
     def model_of(self, state: State) -> GPT:
-        """The model inside a training state: over the average of the weights, if one is kept."""
-        return state.model if state.averaged is None else state.averaged
+        """A model to evaluate: over the average of the weights, if one is kept. Shards are put together, by all
+        processes at once."""
+        layout = state.layout
+        if isinstance(layout, Replicated):
+            return state.model if state.averaged is None else state.averaged
+        model = GPT(state.model.config).to(self.placement.device)
+        rows = state.optimizer.weights_to_use()
+        load_weights(model, ((name, layout.whole(name, tensor)) for name, tensor in rows.items()))
+        return model
 
     def block_size(self, model: GPT) -> int:
         """Longest context of the model, in tokens."""
@@ -195,8 +279,8 @@ class TorchEngine:
     # ------------------------------------------------------------------ how fast
 
     def peak_flops(self) -> float:
-        """Operations a second that this device can do at most: by its data sheet, or measured here."""
-        return ceiling(self.placement, self.pool).flops
+        """Operations a second that the devices of all processes can do at most: by data sheet, or measured here."""
+        return ceiling(self.placement, self.pool).flops * self.world.size
 
     def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float:
         """Operations a second of a product (m, k) times (k, n), measured; without a shape, of the best square one."""
@@ -208,7 +292,9 @@ class TorchEngine:
 
     def alone(self, state: State) -> State:
         """The same state, computed by the calling thread without workers."""
-        return replace(state, learners=state.learners[:1], pool=WorkerPool())
+        learner = state.layout.learners[0]
+        assert isinstance(learner, Learner)  # of one process
+        return replace(state, layout=Replicated([learner], self.world), pool=WorkerPool())
 
     def mark(self, name: str) -> AbstractContextManager[Any]:
         """Name a part of the step (one of ``trace.MARKS``) for ``trace``; free while nobody records."""
@@ -217,3 +303,9 @@ class TorchEngine:
     def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace:
         """Run ``work`` and record its spans, or with ``memory`` the bytes that it holds; see profiling.py."""
         return record(work, self.placement.device, memory=memory, chrome=chrome)
+
+
+def _load_optimizer(state: State, saved: Mapping[str, np.ndarray | Tensor]) -> None:
+    state.optimizer.load({name: value for name, value in saved.items() if name != "guard"})
+    if "guard" in saved:
+        state.guard.load(saved["guard"])

@@ -62,7 +62,7 @@ class Guard:
         """All numbers, (7,) float32, in the order of ``FIELDS``."""
         return torch.stack([getattr(self, name) for name in self.FIELDS]).cpu().numpy().copy()
 
-    def load(self, values: np.ndarray) -> None:
+    def load(self, values: np.ndarray | Tensor) -> None:
         """Put back what ``arrays`` gave."""
         for name, value in zip(self.FIELDS, values.tolist(), strict=True):
             getattr(self, name).fill_(value)

@@ -19,7 +19,7 @@ from bonsaigpt.config import MuonMatrices
 from bonsaigpt.torch_engine.profiling import mark
 from bonsaigpt.torch_engine.workers import WorkerPool
 
-__all__ = ["Matrix", "Muon", "orthogonalize"]
+__all__ = ["Matrix", "Muon", "gradient_of", "orthogonalize", "size_factor"]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5 (Jordan et al. 2024): steep at zero, and values end within 0.7 to 1.2."""
@@ -60,7 +60,7 @@ class Matrix:
     """One map to update: rows ``first`` to ``last`` of a parameter."""
 
     name: str
-    parameter: torch.nn.Parameter
+    parameter: Tensor
     first: int
     last: int
     lr_scale: float
@@ -101,9 +101,7 @@ class Muon:
         momentum.lerp_(gradients, (1.0 - config.momentum) * keep)
         updates = orthogonalize(gradients.lerp(momentum, config.momentum), config.iterations)
         rows, columns = updates.shape[1:]
-        # A map from `columns` inputs to `rows` outputs keeps the size of its activations if its spectral norm goes
-        # as sqrt(rows / columns) (Bernstein 2025): so one learning rate serves all shapes and widths.
-        rate = config.lr * share * math.sqrt(max(1.0, rows / columns))
+        rate = config.lr * share * size_factor(rows, columns)
         for matrix, update in zip(batch, updates, strict=True):
             weight = matrix.parameter[matrix.first : matrix.last]
             if config.weight_decay:
@@ -134,6 +132,12 @@ class Muon:
             for m, momentum in zip(batch, momenta, strict=True)
         ]
         return sorted(pairs, key=lambda pair: pair[0].first)
+
+
+def size_factor(rows: int, columns: int) -> float:
+    """What the update of a map is multiplied by: one from ``columns`` inputs to ``rows`` outputs keeps the size of its
+    activations if its spectral norm goes as sqrt(rows / columns) (Bernstein 2025), so one rate serves all shapes."""
+    return math.sqrt(max(1.0, rows / columns))
 
 
 def gradient_of(matrix: Matrix) -> Tensor:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays
-from bonsaigpt.config import MuonMatrices, OptimConfig
+from bonsaigpt.config import ModelConfig, MuonMatrices, OptimConfig
 from bonsaigpt.errors import CheckpointError
 from bonsaigpt.spec import Param, parameters
-from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.muon import Matrix, Muon
+from bonsaigpt.torch_engine.parallel import Layout, Replicated
 from bonsaigpt.torch_engine.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from bonsaigpt.torch_engine.sharded_muon import ShardedMuon
 
 __all__ = ["Optimizer"]
 
@@ -24,13 +29,21 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class Optimizer:
     """Changes the weights of one model; which parameter is changed how is read from the spec."""
 
-    def __init__(self, model: GPT, config: OptimConfig, pool: WorkerPool) -> None:
+    def __init__(self, model: ModelConfig, config: OptimConfig, layout: Layout, pool: WorkerPool) -> None:
         self.config = config
-        self.parameters = dict(model.named_parameters())
-        table = [p for p in parameters(model.config) if p.tied_to is None]
+        self.parameters = layout.parameters
+        table = [p for p in parameters(model) if p.tied_to is None]
         muon = config.matrices if isinstance(config.matrices, MuonMatrices) else None
         matrices = [p for p in table if muon is not None and p.role == "matrix"]
-        self.muon = Muon([m for p in matrices for m in self._maps(p)], muon, pool) if muon is not None else None
+        self.muon: Muon | ShardedMuon | None = None
+        if muon is not None:
+            maps = [m for p in matrices for m in self._maps(p)]
+            if isinstance(layout, Replicated):
+                self.muon = Muon(maps, muon, pool)
+            else:
+                from bonsaigpt.torch_engine.sharded_muon import ShardedMuon
+
+                self.muon = ShardedMuon(maps, muon, layout)
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for p in table:
             if p not in matrices:
@@ -80,9 +93,23 @@ class Optimizer:
 
     # ------------------------------------------------------------------ state
 
-    def arrays(self) -> Arrays:
+    def weights_to_use(self) -> dict[str, Tensor]:
+        """The average of the weights, or where none is kept the weights; not copies."""
+        if self.average is None:
+            return dict(self.parameters)
+        return dict(zip(self.parameters, self.average, strict=True))
+
+    @torch.no_grad()
+    def put_weights(self, saved: Mapping[str, Tensor]) -> None:
+        """Take what ``weights_to_use`` gave."""
+        for name, weight in self.weights_to_use().items():
+            self.parameters[name].copy_(saved[name])
+            weight.copy_(saved[name])
+
+    def tensors(self) -> dict[str, Tensor]:
         """``exp_avg.<parameter>``, ``exp_avg_sq.<parameter>``, ``momentum.<parameter>``, the count of AdamW's steps,
-        and beside an average of the weights these themselves as ``weight.<parameter>``. Empty before the first step."""
+        and beside an average of the weights these themselves as ``weight.<parameter>``; as they are, not copies. Empty
+        before the first step."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             state = self.adamw.state.get(parameter, {})
@@ -95,30 +122,34 @@ class Optimizer:
             tensors |= {f"momentum.{name}": value for name, value in self.muon.arrays().items()}
         if self.average is not None:
             tensors |= {f"weight.{name}": value for name, value in self.parameters.items()}
-        return {name: value.detach().float().cpu().numpy().copy() for name, value in tensors.items()}
+        return tensors
+
+    def arrays(self) -> Arrays:
+        """``tensors`` on the host."""
+        return {name: value.detach().float().cpu().numpy().copy() for name, value in self.tensors().items()}
 
     @torch.no_grad()
-    def load(self, arrays: Arrays) -> None:
+    def load(self, saved: Mapping[str, np.ndarray | Tensor]) -> None:
         """Put a saved state back. The model holds the saved weights; they become the average, if there is one."""
-        if not arrays:
+        if not saved:
             return
 
-        def saved(name: str, like: Tensor) -> Tensor:
-            value = arrays.get(name)
-            if value is None or value.shape != tuple(like.shape):
+        def like(name: str, tensor: Tensor) -> Tensor:
+            value = saved.get(name)
+            if value is None or tuple(value.shape) != tuple(tensor.shape):
                 raise CheckpointError(f"the optimizer's state lacks {name}: start afresh with --init instead")
-            return torch.from_numpy(np.array(value)).to(like.device)
+            return torch.as_tensor(value).clone().to(tensor.device)
 
-        count = torch.from_numpy(np.array(arrays.get("steps", 0.0), dtype=np.float32))
+        count = torch.as_tensor(saved.get("steps", 0.0), dtype=torch.float32)
         for group in self.adamw.param_groups:
             names = {id(parameter): name for name, parameter in self.parameters.items()}
             for parameter in group["params"]:
-                state = {moment: saved(f"{moment}.{names[id(parameter)]}", parameter) for moment in _MOMENTS}
+                state = {moment: like(f"{moment}.{names[id(parameter)]}", parameter) for moment in _MOMENTS}
                 # The fused CUDA kernel counts on the device.
                 state["step"] = count.clone().to(parameter.device if parameter.is_cuda else "cpu")
                 self.adamw.state[parameter] = state
         if self.muon is not None:
-            self.muon.load({m: saved(f"momentum.{m}", self.parameters[m]) for m in self.muon.names()})
-        if self.average is not None and f"weight.{next(iter(self.parameters))}" in arrays:
+            self.muon.load({m: like(f"momentum.{m}", self.parameters[m]) for m in self.muon.names()})
+        if self.average is not None and f"weight.{next(iter(self.parameters))}" in saved:
             for name, parameter in self.parameters.items():
-                parameter.copy_(saved(f"weight.{name}", parameter))
+                parameter.copy_(like(f"weight.{name}", parameter))

@@ -17,9 +17,10 @@ from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.randomness import key
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.guard import Guard
-from bonsaigpt.torch_engine.loss import Learner, cross_entropy_sum
+from bonsaigpt.torch_engine.loss import cross_entropy_sum
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer
+from bonsaigpt.torch_engine.parallel import Layout
 from bonsaigpt.torch_engine.profiling import mark
 from bonsaigpt.torch_engine.workers import WorkerPool
 
@@ -33,8 +34,7 @@ class State:
     model: GPT
     optimizer: Optimizer
     guard: Guard
-    learners: list[Learner]
-    """One for each worker, all over the weights of ``model``."""
+    layout: Layout
     pool: WorkerPool
     averaged: GPT | None = None
     """The same model over the average of the weights, where the run keeps one."""
@@ -67,34 +67,41 @@ def train_step(
     step: int,
 ) -> StepMetrics:
     """Forward, backward and update. The gradient is of the mean over the whole batch, however it is cut."""
+    layout, guard, optimizer, pool = state.layout, state.guard, state.optimizer, state.pool
+    world = layout.world
     with mark("data"):
-        tokens_BT, targets_BT = to_device(batch, placement.device)
-    guard, optimizer, pool = state.guard, state.optimizer, state.pool
-    factor = guard.scale / batch.count
+        own = batch.share(world.process.rank, world.size)
+        tokens_BT, targets_BT = to_device(own, placement.device)
+    factor = guard.scale * world.size / batch.count
     parts = cuts(tokens_BT.shape[0], micro_rows(config, tokens_BT.shape[1]), pool.count)
+    first_part = world.process.rank * len(parts)
 
     def learn(part: int) -> Tensor:
-        learner, rows = state.learners[part % pool.count], slice(*parts[part])
-        with mark("forward"), dropout_noise(config, step, part, placement.device), placement.autocast():
-            learner.train()
-            objective, loss = learner(tokens_BT[rows], targets_BT[rows])
-        with mark("backward"):
-            (objective * factor).backward()
+        learner, rows = layout.learners[part % pool.count], slice(*parts[part])
+        with layout.passing(last=part == len(parts) - 1):
+            with (
+                mark("forward"),
+                dropout_noise(config, step, first_part + part, placement.device),
+                placement.autocast(),
+            ):
+                learner.train()
+                objective, loss = learner(tokens_BT[rows], targets_BT[rows])
+            with mark("backward"):
+                (objective * factor).backward()
         return loss
 
     with pool.sharing():
         losses = pool.map(learn, range(len(parts)))
         with mark("backward"):
-            gradients = gather_gradients(state.learners)
+            gradients = layout.gradients()
         with mark("clip"):
             if guard.loss_scaling:
                 for gradient in gradients:
                     gradient.div_(guard.scale)
-            norm = torch.nn.utils.get_total_norm(gradients)
-            total = torch.stack(losses).sum()
+            norm, total = layout.totals(gradients, torch.stack(losses).sum())
             keep = guard.judge(norm, total)
             if limit := config.optim.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
+                torch.nn.utils.clip_grads_with_norm_(layout.parameters.values(), limit, norm)
         with mark("optimizer"):
             optimizer.step(share, keep)
             optimizer.zero_grad()
@@ -112,17 +119,6 @@ def cuts(rows: int, most: int, workers: int) -> list[tuple[int, int]]:
     parts = math.ceil(math.ceil(rows / most) / workers) * workers
     edges = [rows * i // min(parts, rows) for i in range(min(parts, rows) + 1)]
     return list(pairwise(edges))
-
-
-def gather_gradients(learners: list[Learner]) -> list[Tensor]:
-    """Add the workers' gradients, in the workers' order, into those of the first; they are returned."""
-    first, *others = (list(learner.model.parameters()) for learner in learners)
-    for other in others:
-        for ours, theirs in zip(first, other, strict=True):
-            if ours.grad is not None and theirs.grad is not None:  # a worker without rows has none
-                ours.grad += theirs.grad
-            theirs.grad = None
-    return [p.grad for p in first if p.grad is not None]
 
 
 @torch.inference_mode()

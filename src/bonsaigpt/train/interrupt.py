@@ -11,11 +11,16 @@ __all__ = ["Interrupt"]
 
 
 class Interrupt:
-    """While entered, remembers the first signal in ``name`` instead of letting it kill the process."""
+    """While entered, remembers the first signal in ``number`` instead of letting it kill the process."""
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.number = 0
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def name(self) -> str | None:
+        """``SIGINT``, ``SIGTERM``, or None."""
+        return signal.Signals(self.number).name if self.number else None
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
@@ -30,6 +35,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
+        if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.number = number

@@ -6,13 +6,17 @@ logs, evaluates, samples or saves cannot change what it learns, and a run that w
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from bonsaigpt.checkpoint import Checkpoint, RunDirectory
+from bonsaigpt.checkpoint import RunDirectory
+from bonsaigpt.checkpoint.files import read_state
 from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine, Metrics
@@ -36,7 +40,7 @@ from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import learning_rate, schedule_share
 from bonsaigpt.train.watch import Watch, diagnosis
 
-__all__ = ["start_state", "train"]
+__all__ = ["last_checkpoint", "start_state", "train"]
 
 
 def train(
@@ -47,16 +51,18 @@ def train(
     run: RunDirectory,
     environment: dict[str, Any],
     listeners: Sequence[Listener] = (),
-    resume: Checkpoint | None = None,
+    resume: Path | None = None,
 ) -> Outcome:
     """Train until ``config.train.steps`` or a signal; the last checkpoint is on the disk when this returns.
 
     Args:
-        resume: a checkpoint to go on from: weights, moments and step count; of step 0 it has the weights alone.
+        listeners: who hears of it; of several processes that train together, the main one alone should have any.
+        resume: the folder of a checkpoint to go on from; of step 0 it has the weights alone.
     """
     with Interrupt() as interrupt, ExitStack() as closing:
         for listener in listeners:
             closing.callback(listener.close)
+        closing.callback(engine.settle)
         trainer = _Trainer(config, engine, source, run, listeners, resume)
         return trainer.run_through(interrupt, environment)
 
@@ -77,6 +83,18 @@ def start_state(source: BatchSource) -> dict[str, Any]:
     }
 
 
+def last_checkpoint(engine: Engine, run: RunDirectory) -> Path | None:
+    """The folder of the newest whole checkpoint, the same for all processes; None if there is none yet."""
+    engine.settle()
+
+    def last() -> str | None:
+        folder = run.last()
+        return None if folder is None else str(folder)
+
+    found = engine.world.on_main(last)
+    return None if found is None else Path(found)
+
+
 class _Trainer:
     """What one call of ``train`` keeps in hand."""
 
@@ -87,16 +105,17 @@ class _Trainer:
         source: BatchSource,
         run: RunDirectory,
         listeners: Sequence[Listener],
-        resume: Checkpoint | None,
+        resume: Path | None,
     ) -> None:
         self.config, self.engine, self.source = config, engine, source
         self.run, self.listeners = run, listeners
+        self.signal = 0
         self.batches, self.watch, self.rollbacks = source, Watch(config.train.guard), 0
         self._go_to(resume)
 
-    def _go_to(self, saved: Checkpoint | None) -> None:
+    def _go_to(self, saved: Path | None) -> None:
         """Take everything from a checkpoint, or start at step 0."""
-        state = saved.state if saved is not None else start_state(self.source)
+        state = read_state(saved) if saved is not None else start_state(self.source)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best_step = state["best_step"]
         self.best_loss = state["best_loss"] if state["best_loss"] is not None else float("inf")
@@ -107,7 +126,7 @@ class _Trainer:
         if saved is None:
             self.state = self.engine.init(self.config)
         else:
-            self.state = self.engine.restore(self.config, saved.model, saved.optimizer)
+            self.state = self.engine.load(self.config, saved)
         self.saved_step = self.step if saved is not None else -1
 
     def _reorder(self, rollbacks: int) -> None:
@@ -130,11 +149,14 @@ class _Trainer:
         if self.step == 0:
             self._evaluate_and_save()
         elif self.evaluation is not None:  # a kill may have come before anybody heard of it
-            self._tell_evaluation()
+            self._tell_evaluation(self.engine.model_of(self.state))
         started, timed_tokens = time.perf_counter(), self.tokens
         work: Counter[int] = Counter()  # positions computed since the last line of metrics, by the length of their rows
         metrics: Metrics | None = None
-        while self.step < train.steps and interrupt.name is None and not self._out_of_patience():
+        while self.step < train.steps and not self._out_of_patience():
+            self.signal = self.engine.world.agree(interrupt.number)
+            if self.signal:
+                break
             batch = self.batches.batch_at(self.step)
             share = schedule_share(config, self.step)
             metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step)
@@ -164,18 +186,19 @@ class _Trainer:
             self.seconds += time.perf_counter() - started
             if self._trouble(metrics.host()) is None:  # else it must not become `last`
                 self._save()
+        self.engine.settle()
         outcome = Outcome(
             step=max(0, self.saved_step),
-            reason=self._reason(interrupt),
+            reason=self._reason(),
             best_loss=self.best_loss,
             best_step=self.best_step,
         )
         self._tell("on_stop", outcome)
         return outcome
 
-    def _reason(self, interrupt: Interrupt) -> str:
-        if self.step < self.config.train.steps and interrupt.name is not None:
-            return interrupt.name
+    def _reason(self) -> str:
+        if self.signal:
+            return signal.Signals(self.signal).name
         return "done" if self.step == self.config.train.steps else "patience"
 
     def _out_of_patience(self) -> bool:
@@ -193,7 +216,7 @@ class _Trainer:
             self.best_loss, self.best_step = evaluation.loss, self.step
         if self.step > 0:
             self._save()  # before any listener may fail
-        self._tell_evaluation()
+        self._tell_evaluation(model)
         return None
 
     def _trouble(self, host: dict[str, float]) -> str | None:
@@ -206,14 +229,16 @@ class _Trainer:
             DivergenceError: it went back often enough; the last good checkpoint is on the disk.
         """
         noticed, seconds, rollbacks = self.step, self.seconds, self.rollbacks
-        steps = self.run.steps()
+        good = last_checkpoint(self.engine, self.run)
         if rollbacks >= self.config.train.guard.rollbacks:
-            good = f"The last good checkpoint is {self.run.path}@last, step {steps[-1]}" if steps else "None was saved"
+            saved = "None was saved"
+            if good is not None:
+                saved = f"The last good checkpoint is {self.run.path}@last, step {read_state(good)['step']}"
             rate = learning_rate(self.config, noticed - 1)
-            raise DivergenceError(diagnosis(self.config, step=noticed, why=why, rate=rate, last_good=good))
+            raise DivergenceError(diagnosis(self.config, step=noticed, why=why, rate=rate, last_good=saved))
         self.rollbacks = rollbacks + 1
         self.watch = Watch(self.config.train.guard)
-        self._go_to(self.run.load("last") if steps else None)
+        self._go_to(good)
         self.seconds = seconds  # the time was spent all the same
         self._tell("on_rollback", RollbackEvent(step=noticed, back_to=self.step, why=why))
 
@@ -238,7 +263,7 @@ class _Trainer:
             ),
         )
 
-    def _tell_evaluation(self) -> None:
+    def _tell_evaluation(self, model: Any) -> None:
         assert self.evaluation is not None
         self._tell(
             "on_eval",
@@ -248,7 +273,7 @@ class _Trainer:
                 seconds=self.seconds,
                 evaluation=self.evaluation,
                 is_best=self.best_step == self.step,
-                write=self._write_text,
+                write=partial(self._write_text, model),
             ),
         )
 
@@ -260,7 +285,6 @@ class _Trainer:
         self._tell("on_progress", ProgressEvent(what=what, done=done, total=total))
 
     def _save(self) -> None:
-        model, optimizer = self.engine.arrays(self.state)
         state = start_state(self.source) | {
             "step": self.step,
             "tokens": self.tokens,
@@ -272,13 +296,13 @@ class _Trainer:
             "rollbacks": self.rollbacks,
             "watch": self.watch.as_dict(),
         }
-        self.run.save(Checkpoint(model=model, optimizer=optimizer, state=state))
+        self.engine.save(self.state, self.run, state)
         self.saved_step = self.step
 
-    def _write_text(self, prompt: str, tokens: int) -> str:
+    def _write_text(self, model: Any, prompt: str, tokens: int) -> str:
         [text] = generate_text(
             self.engine,
-            self.engine.model_of(self.state),
+            model,
             self.source.tokenizer,
             prompt,
             tokens=tokens,
