@@ -158,7 +158,11 @@ def _summary(found: Profile) -> list[str]:
         f"[bold]{1e3 * found.seconds:.4g} ms[/] a step of {rows} x {length} tokens ({1e3 * low:.4g} to "
         f"{1e3 * high:.4g}), {found.tokens / found.seconds:,.0f} tokens/s",
         f"[bold]MFU {found.mfu:.1%}[/]: {rate(found.flops_per_second)}; {escape(str(found.environment['ceiling']))}",
-        f"     {found.mfu_measured:.1%} of {rate(machine.flops)}, the best product measured after it",
+        *(
+            [f"     {found.mfu_measured:.1%} of {rate(machine.flops)}, the fastest product measured here"]
+            if machine.flops != found.peak_flops
+            else []
+        ),
         f"[bold]{found.roofline_share:.1%} of the roofline[/]: its products need {1e3 * found.bound:.3g} ms at least, "
         f"at {rate(machine.flops)} and {machine.bandwidth / 1e9:.3g} GB/s",
         f"[bold]{anatomy.accounted:.1%} accounted for[/], {anatomy.in_operators:.1%} in operators, of the time of "
