@@ -30,10 +30,12 @@ def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
 
 
 def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    """A run's configuration with the settings that were given as flags on top."""
     return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
 
 
 def make_engine(config: RunConfig) -> Engine:
+    """The engine, on the device and in the precision that the configuration asks for."""
     train = config.train
     return load_engine(
         "torch", device=train.device, precision=train.precision, threads=train.threads, workers=train.workers
@@ -41,6 +43,7 @@ def make_engine(config: RunConfig) -> Engine:
 
 
 def open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:
+    """The batches to train on, prepared first if need be, with a progress bar."""
     with progress_bar(console) as advance:
         return open_source(
             config,
