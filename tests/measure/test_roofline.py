@@ -58,13 +58,13 @@ class FakeEngine:
 
 
 def config() -> ModelConfig:
-    """c_attn is 24 x 8: with 32 rows its products have the sides of the MLP's (32 x 8) with 24 rows."""
+    """c_attn is 24 x 8 and the MLP 32 x 8: with 24 rows a product of the MLP has the sides of c_attn with 32."""
     sizes: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 5}
     return validate({"model": sizes | {"vocab_multiple": 7}}, origin="t").model
 
 
 def test_recorded_products_find_their_matrices() -> None:
-    rows = 32
+    rows = 24
     shapes = [(rows, 8, 24), (rows, 8, 8), (rows, 8, 32), (rows, 32, 8), (rows, 8, 5), (8, rows, 24), (99, 98, 97)]
     spans = [Span("step", 0, 7000, "thread 1", mark=True), Span("forward", 0, 7000, "thread 1", mark=True)]
     for i, (m, k, n) in enumerate(shapes):
@@ -74,8 +74,7 @@ def test_recorded_products_find_their_matrices() -> None:
     engine: Any = FakeEngine()
     products = step_products(config(), rows=2, length=16, element=4)
     rates = product_rates(config(), products, found, engine, seconds=0.0)
-    assert (rows, 24, 8) in engine.asked
-    assert (24, rows, 8) in engine.asked
+    assert {(rows, 32, 8), (rows, 8, 32), (32, rows, 8)} <= set(engine.asked)
     machine = Machine(flops=1e5, bandwidth=1e12)
     figures = {f.products.kinds[0]: f for f in product_figures(config(), products, found, machine, rates)}
     recorded = {kind: round(1e9 * (f.seconds or 0.0)) for kind, f in figures.items()}
@@ -87,5 +86,5 @@ def test_recorded_products_find_their_matrices() -> None:
         "attention scores": 100,
     }
     head = figures["lm_head"]
-    assert head.alone == pytest.approx(head.products.flops / 32_000)
+    assert head.alone == pytest.approx(head.products.flops / 24_000)
     assert head.bound == pytest.approx(head.products.flops / 1e5)

@@ -60,17 +60,23 @@ def test_a_neighbour_of_a_known_device_is_not_taken_for_it(name: str) -> None:
     assert known_peak(name, torch.bfloat16) is None
 
 
-def test_a_cpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_measured_once_and_the_fastest_product_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_QUICK", 0.01)
-    monkeypatch.setattr(module, "_measured", {})
+    monkeypatch.setattr(module, "_fastest", {})
     pool = WorkerPool(2, threads=1)
     first = ceiling(CPU, pool)
     assert 1e8 < first.flops < 1e14
     assert "measured here" in first.why
     assert "fp32" in first.why
     assert "2 x 1 threads" in first.why
-    assert ceiling(CPU, pool) is first
-    assert ceiling(CPU, WorkerPool(1, threads=1)) is not first
+    assert ceiling(CPU, pool) == first
+    [key] = module._fastest
+    monkeypatch.setattr(module, "_calls_per_second", lambda *_: 1e9)  # a product that was faster, in whatever shape
+    product_rate(CPU, pool, (2, 3, 4), seconds=0.0)
+    assert ceiling(CPU, pool).flops == module._fastest[key] == max(first.flops, 2 * 2 * 3 * 4 * 1e9)
+    product_rate(CPU, pool, (1, 1, 1), seconds=0.0)
+    assert ceiling(CPU, pool).flops == module._fastest[key]
+    assert ceiling(CPU, WorkerPool(1, threads=1)).flops != module._fastest[key]
 
 
 def test_the_run_says_which_ceiling_it_had() -> None:

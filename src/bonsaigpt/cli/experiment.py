@@ -31,6 +31,7 @@ def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
 
 
 def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    """A run's configuration with the settings that were given as flags on top."""
     return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
 
 
@@ -48,6 +49,7 @@ def make_engine(config: RunConfig, process: Process | None = None) -> Engine:
 
 
 def open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:
+    """The batches to train on, prepared first if need be, with a progress bar."""
     with progress_bar(console) as advance:
         return open_source(
             config,

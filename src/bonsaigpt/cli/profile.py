@@ -7,21 +7,27 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Arrays, RunDirectory, check_weights
-from bonsaigpt.cli.common import Parser, add_settings, progress_bar, runs_folder, settings
+from bonsaigpt.cli.common import (
+    Parser,
+    add_settings,
+    check_run_name,
+    print_table,
+    progress_bar,
+    runs_folder,
+    settings,
+)
 from bonsaigpt.cli.experiment import as_run, make_engine, open_data, with_overrides, with_vocabulary
 from bonsaigpt.config import RunConfig
-from bonsaigpt.errors import ConfigError
 from bonsaigpt.files import folder_aside, replace_folder, write_text, writing
 from bonsaigpt.measure.profile import Profile, profile
 from bonsaigpt.report.profile import part_names, rate, short_name, write_profile
@@ -114,9 +120,7 @@ def _subject(arguments: argparse.Namespace, overrides: dict[str, Any]) -> tuple[
         if directory.steps():
             weights = directory.load(optimizer=False).model
     if arguments.name is not None:
-        name = arguments.name
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise ConfigError(f"a profile cannot be named '{name}': choose the name of one folder with --name.")
+        name = check_run_name(arguments.name)
     elif folder is not None:
         return config, weights, folder
     return config, weights, arguments.runs / f"{name}-profile"
@@ -143,11 +147,16 @@ def _compress(path: Path) -> None:
 def _show(found: Profile, console: Console, top: int) -> None:
     for line in _summary(found):
         console.print(line, highlight=False, soft_wrap=True)
-    _print(console, *_time_table("part of the step", lambda **where: found.anatomy.parts(**where), found))
-    _print(console, *_time_table("group", lambda **where: found.anatomy.groups(**where), found))
-    _print(console, *_product_table(found))
+    _table(*_time_table("part of the step", lambda **where: found.anatomy.parts(**where), found))
+    _table(*_time_table("group", lambda **where: found.anatomy.groups(**where), found))
+    _table(*_product_table(found))
     for device in [False] if found.anatomy.device is None else [True, False]:
-        _print(console, *_operator_table(found, top, device=device))
+        _table(*_operator_table(found, top, device=device))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    print()
+    print_table(header, rows)
 
 
 def _summary(found: Profile) -> list[str]:
@@ -158,7 +167,11 @@ def _summary(found: Profile) -> list[str]:
         f"[bold]{1e3 * found.seconds:.4g} ms[/] a step of {rows} x {length} tokens ({1e3 * low:.4g} to "
         f"{1e3 * high:.4g}), {found.tokens / found.seconds:,.0f} tokens/s",
         f"[bold]MFU {found.mfu:.1%}[/]: {rate(found.flops_per_second)}; {escape(str(found.environment['ceiling']))}",
-        f"     {found.mfu_measured:.1%} of {rate(machine.flops)}, the best product measured after it",
+        *(
+            [f"     {found.mfu_measured:.1%} of {rate(machine.flops)}, the fastest product measured here"]
+            if machine.flops != found.peak_flops
+            else []
+        ),
         f"[bold]{found.roofline_share:.1%} of the roofline[/]: its products need {1e3 * found.bound:.3g} ms at least, "
         f"at {rate(machine.flops)} and {machine.bandwidth / 1e9:.3g} GB/s",
         f"[bold]{anatomy.accounted:.1%} accounted for[/], {anatomy.in_operators:.1%} in operators, of the time of "
@@ -208,13 +221,3 @@ def _operator_table(found: Profile, top: int, *, device: bool) -> _Rows:
 
 def _time(seconds: float, found: Profile) -> list[str]:
     return [f"{1e3 * seconds:.2f}", f"{seconds / found.anatomy.wall:.1%}"]
-
-
-def _print(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column, name in enumerate(header):
-        table.add_column(escape(name), justify="left" if column == 0 or name == "group" else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print()
-    console.print(table)

@@ -9,8 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
 from bonsaigpt.engines import Engine, Metrics
@@ -54,7 +52,7 @@ class Profile:
     flops: dict[str, int]
     """Operations of a step, by kind (see accounting.py)."""
     peak_flops: float
-    """The device's ceiling as the progress line of `train` has it."""
+    """The device's ceiling: its data sheet's, or where there is none the fastest product, as ``machine`` has it."""
     machine: Machine
     anatomy: Anatomy
     products: tuple[ProductFigures, ...]
@@ -78,7 +76,7 @@ class Profile:
 
     @property
     def mfu(self) -> float:
-        """Against the ceiling of the progress line: the data sheet where there is one."""
+        """Against the device's ceiling, as the progress line of `train` has it."""
         return self.flops_per_second / self.peak_flops
 
     @property
@@ -169,8 +167,7 @@ def profile(
     memory = _memory(engine, lambda: step(alone, recorded, lambda batch: _part(batch, found.threads)))
     advance("measuring this machine", 0, 0)
     rows, length = source.batch_at(recorded).tokens_BT.shape
-    environment = engine.describe()
-    element = np.dtype("float32").itemsize if environment["precision"] == "float32" else 2
+    element = 4 if engine.describe()["precision"] == "float32" else 2
     products = step_products(config.model, rows=rows, length=length, element=element)
     rates = product_rates(config.model, products, found, engine, seconds=2 * _MACHINE_SECONDS)
     machine = Machine(
@@ -178,7 +175,7 @@ def profile(
         bandwidth=engine.copy_rate(seconds=_MACHINE_SECONDS),
     )
     return Profile(
-        environment=environment,
+        environment=engine.describe(),  # its ceiling is the fastest product that was measured
         shape=(rows, length),
         steps=steps,
         at=at,

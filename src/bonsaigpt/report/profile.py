@@ -224,7 +224,7 @@ def _products(profile: Profile) -> str:
             )
         )
     note = (
-        f"Measured here: {rate(machine.flops)} in the best matrix product, against which MFU is "
+        f"Measured here: {rate(machine.flops)} in the fastest matrix product, against which MFU is "
         f"{profile.mfu_measured:.1%}, and {machine.bandwidth / 1e9:,.3g} GB/s of memory traffic; one limit meets the "
         f"other at {machine.ridge:.0f} operations a byte. The ticks mark the least time by that roofline, and the time "
         "of the same products alone, one after another. Times in ms."
