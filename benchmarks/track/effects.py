@@ -101,7 +101,9 @@ def main() -> None:
     chosen |= {name: {"train": {"steps": round(share * steps)}} for name, share in lengths.items()}
     jobs = [(name, 1337 + seed) for seed in range(arguments.seeds) for name in chosen]
     losses: dict[tuple[str, int], float] = {}
-    _final_loss({}, 1337, arguments.text, arguments.corpora, steps=1)  # the tokens are on the disk before the pool starts
+    _final_loss(
+        {}, 1337, arguments.text, arguments.corpora, steps=1
+    )  # the tokens are on the disk before the pool starts
     pool = ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))
     with pool, progress("runs", len(jobs)) as advance:
         futures = {

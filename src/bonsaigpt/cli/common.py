@@ -142,7 +142,9 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     """Add --device, --precision and --threads, for verbs without settings."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     parser.add_argument(
-        "--precision", choices=["auto", "fp32", "tf32", "bf16", "fp16"], help="number format (default: what the run was trained in)"
+        "--precision",
+        choices=["auto", "fp32", "tf32", "bf16", "fp16"],
+        help="number format (default: what the run was trained in)",
     )
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses")
 
