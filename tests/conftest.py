@@ -43,6 +43,7 @@ def tiny_flags() -> list[str]:
         "train.device": "cpu",
         "train.precision": "fp32",
         "train.threads": 1,
+        "train.compile": "off",  # `auto` would measure, and decide by how busy the machine is
         "train.tensorboard": "false",
     }
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
