@@ -43,6 +43,7 @@ def tiny_flags() -> list[str]:
         "train.device": "cpu",
         "train.precision": "fp32",
         "train.threads": 1,
+        "train.compile": "off",  # `auto` would measure, and decide by how busy the machine is
         "train.tensorboard": "false",
         "train.compile": "off",  # or a run of a million steps would be compiled
     }

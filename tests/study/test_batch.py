@@ -56,6 +56,9 @@ def test_what_cannot_be_compared() -> None:
     sort = validate({"data": {"kind": "sort"}}, origin="the test")
     with pytest.raises(ConfigError, match="nothing can be cut"):
         batch_points(sort, found, budget=None, context=None)
+    ramp = configure({"train.batch_ramp.kind": "linear"})
+    with pytest.raises(ConfigError, match="a ramp changes batch or block"):
+        batch_points(ramp, found, budget=None, context=None)
 
 
 @pytest.fixture

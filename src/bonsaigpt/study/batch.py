@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.config import RunConfig, SortData, derive
+from bonsaigpt.config import NoRamp, RunConfig, SortData, derive
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
@@ -73,12 +73,17 @@ def batch_points(base: RunConfig, found: Sequence[Pair], *, budget: int | None, 
         context: length of context at every evaluation; None means the shortest block.
 
     Raises:
-        ConfigError: a context longer than a block, a budget below one step, or data that has no blocks.
+        ConfigError: a context longer than a block, a budget below one step, ramps, or data that has no blocks.
     """
     shortest = min(pair.block for pair in found)
     context = context or shortest
     if isinstance(base.data, SortData):
         raise ConfigError("a list to sort has one length, so nothing can be cut: take a recipe with text, or zero-one")
+    if not (isinstance(base.train.batch_ramp, NoRamp) and isinstance(base.train.context_ramp, NoRamp)):
+        raise ConfigError(
+            "a ramp changes batch or block on the way, and this study compares fixed ones: give "
+            "--train.batch_ramp.kind none --train.context_ramp.kind none"
+        )
     if context > shortest:
         raise ConfigError(
             f"--eval-block {context} is longer than the shortest block, {shortest}, whose models know no such "
