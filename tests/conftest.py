@@ -45,6 +45,5 @@ def tiny_flags() -> list[str]:
         "train.threads": 1,
         "train.compile": "off",  # `auto` would measure, and decide by how busy the machine is
         "train.tensorboard": "false",
-        "train.compile": "off",  # or a run of a million steps would be compiled
     }
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]

@@ -63,5 +63,5 @@ def diagnosis(config: RunConfig, *, step: int, why: str, rate: float, last_good:
     return (
         f"training diverged at step {step}: {why}. It happened again after {config.train.guard.rollbacks} returns to "
         f"the last good checkpoint with the data in another order, so the data is not the cause. {last_good}. "
-        f"Try {'; '.join(advice)}. `bonsai train RECIPE --find-lr` measures a good rate"
+        f"Try {'; '.join(advice)}"
     )
