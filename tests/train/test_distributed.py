@@ -116,7 +116,8 @@ def test_processes_train_as_one(
     assert run_crowd(folder, [*command, "--name", "crowd", *flags], size) == [0] * size, errors(folder)
     assert gap(folder / "runs/crowd", alone / "runs" / yardstick) <= BAR
     found, expected = (RunDirectory.open(r).load("last") for r in (folder / "runs/crowd", alone / "runs" / yardstick))
-    assert distance(found, expected) <= BAR
+    # Muon brings the directions that hold nothing but rounding to full size too, so its weights part a little.
+    assert distance(found, expected) <= (BAR if yardstick == "plain" else 5e-3)
     names = sorted(p.name for p in (folder / "runs/crowd/checkpoints/step-000050").iterdir())
     shards = size if "fsdp" in flags else 0
     assert len([n for n in names if n.startswith("model-")]) == shards

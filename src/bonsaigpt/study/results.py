@@ -123,7 +123,7 @@ def summarise(sweep: Sweep, found: Mapping[str, Result]) -> list[Summary]:
 
 def difference(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> Difference | None:
     """Of the final losses, over the seeds that both have; None if there is none."""
-    seeds = list(ours)
+    seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
     return paired_difference([ours[s].final for s in seeds], [theirs[s].final for s in seeds])
