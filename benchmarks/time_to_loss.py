@@ -42,7 +42,7 @@ def main() -> None:
     curves: dict[str, list[Curve]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder, progress("steps", arguments.seeds * arguments.steps) as advance:
         for seed in range(arguments.seeds):
-            overrides = {"seed": 1337 + seed, "train": {"steps": arguments.steps}}
+            overrides = {"seed": 1337 + seed, "train": {"steps": arguments.steps, "device": "cpu", "precision": "fp32"}}
             config = recipes.load("shakespeare-char", recipes.merge(overrides, text_overrides(arguments.text)))
             done = seed * arguments.steps
 

@@ -62,7 +62,8 @@ def main() -> None:
 
 def _config(name: str, seed: int, arguments: Any, results: dict[str, list[tuple[float, float, int]]]) -> RunConfig:
     recipe, settings = ("shakespeare-char", {}) if name == NANOGPT else ENTRIES[name]
-    overrides = recipes.merge({"seed": seed} | settings, text_overrides(arguments.text))
+    placed = {"seed": seed, "train": {"device": "cpu", "precision": "fp32"}}
+    overrides = recipes.merge(recipes.merge(placed, settings), text_overrides(arguments.text))
     if name == "equal time":
         steps = arguments.equal_time_steps
         if not steps:
