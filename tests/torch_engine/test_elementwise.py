@@ -69,3 +69,17 @@ def test_what_is_compiled_is_what_is_run_eagerly(neighbours: bool, monkeypatch: 
     fused = all_three()
     monkeypatch.setattr("bonsaigpt.torch_engine.elementwise._plain", lambda x: True)
     torch.testing.assert_close(fused, all_three(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_numbers_turn_too(neighbours: bool, dtype: torch.dtype) -> None:
+    """As under autocast: the products of attention are narrow, and complex numbers are not."""
+    cos, sin = (t[:, None] for t in rotation_table(5, 6, 100.0))
+    x = draw(2, 5, 3, 6).detach().to(dtype)
+    turned = rotate(x, cos, sin, neighbours=neighbours)
+    assert turned.dtype == dtype
+    # Two products and a sum of numbers near one, each rounded to half a unit of the last of 8 bits.
+    exact = rotate(x.float(), cos, sin, neighbours=neighbours)
+    torch.testing.assert_close(turned.float(), exact, rtol=0, atol=4 * 2.0**-8 * float(x.abs().max()))
+    assert (turned.float() - rotate(x.float(), cos, -sin, neighbours=neighbours)).abs().max() > 0.1

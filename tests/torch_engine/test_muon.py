@@ -10,7 +10,7 @@ import torch
 
 from bonsaigpt.config import MuonMatrices, RunConfig, validate
 from bonsaigpt.torch_engine.engine import TorchEngine
-from bonsaigpt.torch_engine.muon import COEFFICIENTS, Matrix, Muon, orthogonalize
+from bonsaigpt.torch_engine.muon import COEFFICIENTS, Matrix, Muon, _compose, orthogonalize
 from bonsaigpt.torch_engine.workers import WorkerPool
 from tests.torch_engine.test_step import batch
 
@@ -35,16 +35,53 @@ def test_singular_values_end_near_one_and_directions_stay(shape: tuple[int, int]
     assert torch.linalg.svdvals(orthogonalize(stack, 1)).min() < 0.3
 
 
-def test_the_small_side_is_iterated_as_the_whole_matrix_would_be() -> None:
+@pytest.mark.parametrize("iterations", [1, 4, 7])
+def test_the_small_side_is_iterated_as_the_whole_matrix_would_be(iterations: int) -> None:
     """The Gram form against X <- a X + b (X X^T) X + c (X X^T)^2 X, in float64."""
-    a, b, c = COEFFICIENTS
     x = torch.randn(2, 5, 20, generator=torch.Generator().manual_seed(2))
-    direct = x.double() / (x.double().norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
+    direct = x.double() / (x.double().norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
+    slopes = 1.0
+    for a, b, c in COEFFICIENTS[:iterations]:
         gram = direct @ direct.mT
         direct = a * direct + (b * gram + c * gram @ gram) @ direct
-    # Float32, five quintics: errors of 2^-24 grow by at most the slope 3.4445 each time, 500-fold in all.
-    torch.testing.assert_close(orthogonalize(x, 5).double(), direct, rtol=0, atol=500 * 2.0**-24)
+        slopes *= a
+    # An error of 2^-24 grows by at most the slope at zero, the steepest, each time.
+    torch.testing.assert_close(orthogonalize(x, iterations).double(), direct, rtol=0, atol=slopes * 2.0**-22)
+    # Negative control: two iterations give another matrix.
+    assert (orthogonalize(x, 2).double() - direct).abs().max() > 0.01
+
+
+def test_a_matrix_of_few_directions_stays_finite() -> None:
+    """Rounding makes zeros of A = X X^T a little negative, which the small side alone would blow up in the end."""
+    left, right = (torch.randn(1, *shape, generator=torch.Generator().manual_seed(4)) for shape in ((16, 3), (3, 64)))
+    assert torch.linalg.svdvals(orthogonalize(left @ right, 10)).max() < 1.01
+    # Negative control: all ten at once do blow up.
+    x = left @ right / ((left @ right).norm() * 1.01)
+    assert not torch.linalg.svdvals(_compose([*COEFFICIENTS, *COEFFICIENTS[-2:]], x).nan_to_num(9.0)).max() < 1.01
+
+
+def test_the_quintics_are_the_best_for_what_those_before_leave() -> None:
+    """Amsel et al. 2025, theorem 3.1: on [low, high] the error from 1 swings to both sides, and is largest at the ends
+    and the two bends between. Where low is under a fortieth of high the paper plans for that instead."""
+    low, high = 1e-3, 1.0
+    for safe in COEFFICIENTS[:6]:
+        a, b, c = (value * 1.01 ** (2 * i + 1) for i, value in enumerate(safe))
+
+        def quintic(x: float, a: float = a, b: float = b, c: float = c) -> float:
+            return a * x + b * x**3 + c * x**5
+
+        bends = np.sqrt(np.roots([5 * c, 3 * b, a]).real)
+        planned = max(low, 0.02407327424182761 * high)
+        values = [quintic(x) for x in (planned, float(bends.max()), float(bends.min()), high)]
+        lowest, highest = quintic(low), quintic(float(bends.min()))
+        # Scaled by a common factor, so that the lowest and the highest value average one.
+        middle = (values[0] + values[2]) / 2
+        swing = [value / middle - 1.0 for value in values]
+        assert swing[2] > 0
+        np.testing.assert_allclose(swing, [-swing[2], -swing[2], swing[2], swing[2]], atol=2e-4)
+        assert (lowest + highest) / 2 == pytest.approx(1.0, abs=2e-4)
+        low, high = lowest, highest
+    assert low > 0.99
 
 
 def test_momentum_rate_and_decay_by_hand() -> None:

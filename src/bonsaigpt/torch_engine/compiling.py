@@ -1,8 +1,9 @@
-"""Whether torch.compile pays, decided before the first step and written into the run's configuration.
+"""Whether torch.compile pays, and which attention kernel: decided before the first step, kept in the run's settings.
 
 Compiling costs half a minute the first time and some seconds when its results are cached; what it wins depends on the
-machine. So it is tried only where the steps to come could win the time back, and kept only if it then measures faster.
-A machine that cannot compile trains without.
+machine. So it is tried only where the steps to come could win the time back, and kept only if it then measures faster;
+what was measured is remembered beside the compiler's cache. A short run never measures anything: it computes alike
+every time. A machine that cannot compile trains without.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from bonsaigpt.config import RunConfig, derive
 
-__all__ = ["Decision", "decide"]
+__all__ = ["Decision", "compile_module", "decide"]
 
-_GAIN = {"cpu": 1.15, "cuda": 1.6}
+_GAIN = {"cpu": 1.25, "cuda": 1.6}
 """Speed-up to hope for, before anything was measured."""
-_COLD_SECONDS = {"cpu": 45.0, "cuda": 60.0}
-_WARM_SECONDS = {"cpu": 8.0, "cuda": 15.0}
-_SHORT = 256
-"""Context up to which attention by plain matrix products, fused by the compiler, beats the flash kernel on a CPU."""
+_COLD_SECONDS = {"cpu": 30.0, "cuda": 60.0}
+_WARM_SECONDS = {"cpu": 5.0, "cuda": 15.0}
+_WORTH = 0.97
+"""A change must take at most this share of the time before: less is within the noise of four steps."""
+_RECOMPILATIONS = 64
+"""Shapes and models that one process may compile for, before it falls back; torch's own 8 are gone after four runs."""
 
 
 @dataclass(frozen=True)
@@ -46,37 +51,46 @@ def decide(config: RunConfig, device: torch.device, seconds_a_step: Callable[[Ru
         seconds_a_step: measures a step on scratch weights under a configuration whose settings are resolved.
     """
     asked, kernel = config.train.compile, config.train.attention_kernel
-    plain_pays = device.type == "cpu" and config.model.block_size <= _SHORT and config.model.dropout == 0
-    fused = kernel if kernel != "auto" else "plain" if plain_pays else "sdpa"
-    eager = kernel if kernel != "auto" else "sdpa"
+    safe = kernel if kernel != "auto" else "sdpa"
     if asked == "off":
-        return Decision(False, eager, "off, as asked")
+        return Decision(False, safe, "off, as asked")
     if (missing := what_is_missing(device)) is not None:
-        return Decision(False, eager, f"off: {missing}")
+        return Decision(False, safe, f"off: {missing}")
     if asked == "on":
-        return Decision(True, fused, "on, as asked")
+        return Decision(True, safe, "on, as asked")
 
     def resolved(compile: bool, kernel: str) -> RunConfig:
         return derive(config, train={"compile": "on" if compile else "off", "attention_kernel": kernel})
 
-    before = seconds_a_step(resolved(False, eager))
-    note = _cache_note(resolved(True, fused), device)
-    cost = (_WARM_SECONDS if note.exists() else _COLD_SECONDS)[device.type]
-    saving = config.train.steps * before * (1 - 1 / _GAIN[device.type])
-    words = f"{config.train.steps:,} steps of {_duration(before)} could save {_duration(saving)}"
+    before = seconds_a_step(resolved(False, safe))
+    note = _Note(config, device)
+    gain, cost = note.gain or _GAIN[device.type], (_WARM_SECONDS if note.gain else _COLD_SECONDS)[device.type]
+    saving = config.train.steps * before * (1 - 1 / gain)
     if saving < cost:
-        return Decision(False, eager, f"off: {words}, compiling costs about {_duration(cost)}")
+        words = f"{config.train.steps:,} steps of {_duration(before)} could save {_duration(max(0.0, saving))}"
+        return Decision(False, safe, f"off: {words}, compiling costs about {_duration(cost)}")
+    if kernel == "auto" and device.type == "cpu" and config.model.dropout == 0:
+        plain = seconds_a_step(resolved(False, "plain"))
+        if plain <= _WORTH * before:
+            safe, before = "plain", plain
     try:
         began = time.perf_counter()
-        after = seconds_a_step(resolved(True, fused))
+        after = seconds_a_step(resolved(True, safe))
         spent = time.perf_counter() - began
     except Exception as error:  # the compiler's own errors are of many kinds, and none is a reason not to train
-        return Decision(False, eager, f"off: compiling failed ({type(error).__name__})")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"seconds": round(spent, 1)}), encoding="utf-8")
-    if after > 0.97 * before:
-        return Decision(False, eager, f"off: a compiled step measured {before / after:.2f}x as fast, not worth it")
-    return Decision(True, fused, f"on: {before / after:.2f}x as fast, measured; compiling took {_duration(spent)}")
+        return Decision(False, safe, f"off: compiling failed ({type(error).__name__})")
+    note.write(before / after)
+    if after > _WORTH * before:
+        return Decision(False, safe, f"off: a compiled step measured {before / after:.2f}x as fast, not worth it")
+    return Decision(True, safe, f"on: {before / after:.2f}x as fast, measured; compiling took {_duration(spent)}")
+
+
+def compile_module(module: nn.Module, device: torch.device) -> None:
+    """Have the module compiled when it is first called."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILATIONS)
+    # On a CPU the code that calls the kernels is C++ too: from Python it would hold the interpreter's lock between
+    # kernels of some microseconds each, and the workers would wait for each other.
+    module.compile(options={"cpp_wrapper": True} if device.type == "cpu" else None)
 
 
 def what_is_missing(device: torch.device) -> str | None:
@@ -94,13 +108,24 @@ def what_is_missing(device: torch.device) -> str | None:
     return None
 
 
-def _cache_note(config: RunConfig, device: torch.device) -> Path:
-    """A file beside inductor's cache that says: this model was compiled here before."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+class _Note:
+    """A file beside inductor's cache: such a model was compiled here before, and a step became so much faster."""
 
-    settings = config.model.model_dump_json() + str((config.train.batch_size, config.train.attention_kernel, device))
-    digest = hashlib.sha256((settings + torch.__version__).encode()).hexdigest()[:16]
-    return Path(cache_dir()) / "bonsai" / f"{digest}.json"
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        train = config.train
+        settings = (train.batch_size, train.micro_batch, train.workers, str(device), torch.__version__)
+        digest = hashlib.sha256((config.model.model_dump_json() + str(settings)).encode()).hexdigest()[:16]
+        self.path = Path(cache_dir()) / "bonsai" / f"{digest}.json"
+        self.gain: float | None = None
+        with suppress(OSError, ValueError, KeyError, TypeError):  # another's file, cut short or of another version
+            self.gain = float(json.loads(self.path.read_text(encoding="utf-8"))["gain"])
+
+    def write(self, gain: float) -> None:
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({"gain": round(gain, 3)}), encoding="utf-8")
 
 
 def _duration(seconds: float) -> str:

@@ -40,10 +40,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, neighbours: bool) -> Tensor:
     Pairs are channels (i, i + K/2), or with ``neighbours`` (2i, 2i + 1). Neighbours are complex numbers in memory
     already: one multiplication in one pass, six times faster on a CPU than any way to turn the halves.
     """
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if neighbours and not _plain(x):
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # no complex numbers are that narrow
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+        turned = pairs * torch.complex(cos.to(wide.dtype), sin.to(wide.dtype))
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if neighbours:
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

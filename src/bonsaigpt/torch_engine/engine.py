@@ -22,7 +22,7 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.processes import Process
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate
-from bonsaigpt.torch_engine.compiling import decide, what_is_missing
+from bonsaigpt.torch_engine.compiling import compile_module, decide, what_is_missing
 from bonsaigpt.torch_engine.device import Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.guard import Guard
@@ -32,7 +32,7 @@ from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.parallel import Layout, Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, train_step
-from bonsaigpt.torch_engine.workers import WorkerPool, share_weights
+from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
 from bonsaigpt.trace import Trace
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchEngine"]
 
-CPU_PASS = 1024
+CPU_PASS = 768
 """Tokens in one forward pass on a CPU, where nothing else is asked."""
 
 
@@ -109,7 +109,7 @@ class TorchEngine:
             return config.train.micro_batch, "as asked"
         rows = config.train.batch_size
         if self.placement.device.type == "cpu":
-            # Passes of about a thousand tokens lose no speed on a CPU and keep a fraction of the activations.
+            # Passes of some hundred tokens lose no speed on a CPU and keep a fraction of the activations.
             rows = min(math.ceil(rows / workers), max(1, CPU_PASS // config.model.block_size))
         return rows, f"{rows} sequences in one pass"
 
@@ -131,6 +131,8 @@ class TorchEngine:
 
     def _state(self, config: RunConfig, model: GPT) -> State:
         device = self.placement.device
+        if device.type == "cpu":
+            keep_memory()
         # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
         pool = self.pool if config.model.dropout == 0 else WorkerPool()
         if config.train.parallel == "fsdp" and self.world.size > 1:
@@ -167,7 +169,7 @@ class TorchEngine:
             learner.model.recompute = config.train.recompute
             learner.model.attend_plainly(config.train.attention_kernel == "plain")
             if config.train.compile == "on" and what_is_missing(self.placement.device) is None:
-                learner.compile()
+                compile_module(learner, self.placement.device)
         return learners
 
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:

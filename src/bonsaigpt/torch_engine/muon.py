@@ -21,38 +21,53 @@ from bonsaigpt.torch_engine.workers import WorkerPool
 
 __all__ = ["Matrix", "Muon", "gradient_of", "orthogonalize", "size_factor"]
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a x + b x^3 + c x^5 (Jordan et al. 2024): steep at zero, and values end within 0.7 to 1.2."""
+_SAFETY = 1.01
+"""Room for rounding: singular values a hundredth over one would otherwise grow."""
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+COEFFICIENTS = tuple((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _POLAR_EXPRESS)
+"""Of the quintics a x + b x^3 + c x^5, one for each iteration: every one is the best there is for the singular values
+that those before it leave, if they began within 0.001 to 1 (Amsel et al. 2025, https://arxiv.org/abs/2505.16932)."""
+_GRAM = 4
+"""Iterations on the small side alone: its rounding errors grow with the square of the slopes, 0.02 after four."""
 
 
 def orthogonalize(stack_NIJ: Tensor, iterations: int) -> Tensor:
-    """Bring all singular values of each of N matrices near one by Newton-Schulz iterations.
-
-    Wide or tall, the iteration runs on the smaller side: with A = X X^T the quintic step is X <- P X with
-    P = a I + b A + c A^2, and A <- P A P stays a polynomial of the first A, so X is multiplied only once, at the end.
-    """
-    a, b, c = COEFFICIENTS
-    x = stack_NIJ.transpose(1, 2) if stack_NIJ.shape[1] > stack_NIJ.shape[2] else stack_NIJ
+    """Bring all singular values of each of N matrices near one by Newton-Schulz iterations."""
+    tall = stack_NIJ.shape[1] > stack_NIJ.shape[2]
+    x = stack_NIJ.mT if tall else stack_NIJ
     # bf16 is exact enough and far faster where there are instructions for it; elsewhere it would be emulated.
     x = x.bfloat16() if x.is_cuda else x.float()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    square = x.shape[1] * 2 > x.shape[2]
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * _SAFETY + 1e-7)
+    quintics = [COEFFICIENTS[min(i, len(COEFFICIENTS) - 1)] for i in range(iterations)]
+    at_once = _GRAM if x.shape[1] * 2 <= x.shape[2] and x.dtype == torch.float32 else 1
+    for first in range(0, iterations, at_once):
+        x = _compose(quintics[first : first + at_once], x)
+    x = x.to(stack_NIJ.dtype)
+    return x.mT if tall else x
+
+
+def _compose(quintics: Sequence[tuple[float, float, float]], x: Tensor) -> Tensor:
+    """One quintic of the singular values after the other. With A = X X^T a step is X <- P X, P = a I + b A + c A^2,
+    and A <- P A P is a polynomial of the first A: X itself, the long side, is multiplied only at the end."""
     gram = x @ x.mT
     total: Tensor | None = None
-    for i in range(iterations):
-        power = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A^2
-        if square:
-            x = torch.baddbmm(x, power, x, beta=a)
-            gram = x @ x.mT if i + 1 < iterations else gram
-            continue
+    for i, (a, b, c) in enumerate(quintics):
+        power = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         power.diagonal(dim1=1, dim2=2).add_(a)
         total = power if total is None else power @ total
-        if i + 1 < iterations:
+        if i + 1 < len(quintics):
             gram = power @ gram @ power
-    if total is not None:
-        x = total @ x
-    x = x.to(stack_NIJ.dtype)
-    return x.transpose(1, 2) if stack_NIJ.shape[1] > stack_NIJ.shape[2] else x
+    assert total is not None
+    return total @ x
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,15 @@ class Matrix:
     last: int
     lr_scale: float
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows (outputs) and columns (inputs)."""
+        return self.last - self.first, self.parameter.shape[1]
+
+    def lying(self, tensor: Tensor) -> Tensor:
+        """A view of a tensor of this shape, no higher than wide."""
+        return tensor.mT if self.shape[0] > self.shape[1] else tensor
+
 
 class Muon:
     """The optimizer of the matrices inside blocks."""
@@ -73,15 +97,14 @@ class Muon:
         self.config, self.pool = config, pool
         shapes: dict[tuple[int, int], list[Matrix]] = {}
         for matrix in matrices:
-            shapes.setdefault((matrix.last - matrix.first, matrix.parameter.shape[1]), []).append(matrix)
-        # A batch for each worker: the matrices of one shape are dealt out as evenly as they go.
+            shapes.setdefault((min(matrix.shape), max(matrix.shape)), []).append(matrix)
+        # A batch for each worker: the matrices of one shape, lying or upright, are dealt out as evenly as they go.
         self._batches: list[list[Matrix]] = []
         for group in shapes.values():
             size = math.ceil(len(group) / pool.count)
             self._batches += [group[i : i + size] for i in range(0, len(group), size)]
         self._momenta = [
-            torch.zeros(len(b), b[0].last - b[0].first, b[0].parameter.shape[1], device=b[0].parameter.device)
-            for b in self._batches
+            torch.zeros(len(b), min(b[0].shape), max(b[0].shape), device=b[0].parameter.device) for b in self._batches
         ]
 
     def step(self, share: float, keep: Tensor) -> None:
@@ -96,17 +119,16 @@ class Muon:
     @torch.no_grad()  # in the worker: each thread has this mode to itself
     def _update(self, index: int, share: float, keep: Tensor) -> None:
         config, batch, momentum = self.config, self._batches[index], self._momenta[index]
-        gradients = torch.stack([gradient_of(m)[m.first : m.last] for m in batch]).float()
+        gradients = torch.stack([m.lying(gradient_of(m)[m.first : m.last]) for m in batch]).float()
         gradients = torch.where(keep > 0, gradients, 0.0)  # a skipped gradient may hold NaN, and 0 * NaN is NaN
         momentum.lerp_(gradients, (1.0 - config.momentum) * keep)
-        updates = orthogonalize(gradients.lerp(momentum, config.momentum), config.iterations)
-        rows, columns = updates.shape[1:]
-        rate = config.lr * share * size_factor(rows, columns)
+        updates = orthogonalize(gradients.lerp_(momentum, config.momentum), config.iterations)
         for matrix, update in zip(batch, updates, strict=True):
-            weight = matrix.parameter[matrix.first : matrix.last]
+            weight = matrix.lying(matrix.parameter[matrix.first : matrix.last])
+            rate = config.lr * matrix.lr_scale * share
             if config.weight_decay:
-                weight.mul_(1.0 - config.lr * matrix.lr_scale * share * config.weight_decay * keep)
-            weight.addcmul_(update.to(weight.dtype), keep.to(weight.dtype), value=-rate * matrix.lr_scale)
+                weight.mul_(1.0 - rate * config.weight_decay * keep)
+            weight.addcmul_(update.to(weight.dtype), keep.to(weight.dtype), value=-rate * size_factor(*matrix.shape))
 
     def names(self) -> list[str]:
         """Parameters that are updated here."""
@@ -116,13 +138,13 @@ class Muon:
         """The momentum of each parameter, whole, under the parameter's name."""
         parts: dict[str, list[Tensor]] = {}
         for matrix, momentum in self._each():
-            parts.setdefault(matrix.name, []).append(momentum)
+            parts.setdefault(matrix.name, []).append(matrix.lying(momentum))
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def load(self, momenta: dict[str, Tensor]) -> None:
         """Put back what ``arrays`` gave."""
         for matrix, momentum in self._each():
-            momentum.copy_(momenta[matrix.name][matrix.first : matrix.last])
+            momentum.copy_(matrix.lying(momenta[matrix.name][matrix.first : matrix.last]))
 
     def _each(self) -> list[tuple[Matrix, Tensor]]:
         """Every matrix with its momentum, the maps of one parameter in the order of their rows."""
