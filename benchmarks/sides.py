@@ -75,16 +75,16 @@ class Ours:
     """This project: the calls of the training loop, without its listeners."""
 
     def __init__(self, setup: Setup) -> None:
-        self.config = setup.config
-        train = self.config.train
+        self.asked = setup.config
+        train = self.asked.train
         self.engine = load_engine("torch", device=train.device, precision=train.precision, threads=setup.threads)
-        self.source = open_source(self.config, setup.folder)
+        self.source = open_source(self.asked, setup.folder)
         self.log_interval, self.step = train.log_interval, 0
         self.start()
 
     def start(self) -> float:
         began = time.perf_counter()
-        self.config, _ = self.engine.resolve(self.config, self.source.batch_at(self.config.train.steps - 1))
+        self.config, _ = self.engine.resolve(self.asked, self.source.batch_at(self.asked.train.steps - 1))
         self.state = self.engine.init(self.config)
         return time.perf_counter() - began
 

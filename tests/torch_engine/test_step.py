@@ -122,10 +122,10 @@ def test_on_this_cpu_bf16_is_never_chosen_by_itself() -> None:
 
 
 def test_bf16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_bf16_native", lambda device: (False, "no instructions"))
+    monkeypatch.setattr(device_module, "bf16_native", lambda device: (False, "no instructions"))
     with pytest.raises(DeviceError, match="would be slow here: no instructions"):
         choose_placement("cpu", "bf16")
-    monkeypatch.setattr(device_module, "_bf16_native", lambda device: (True, "has them"))
+    monkeypatch.setattr(device_module, "bf16_native", lambda device: (True, "has them"))
     assert choose_placement("cpu", "bf16").dtype == torch.bfloat16
 
 

@@ -136,6 +136,9 @@ class MuonMatrices(Config):
     """Memory of the gradient."""
     iterations: int = Field(default=5, ge=1, le=10)
     """Newton-Schulz iterations; 5 bring singular values from 0.001 on close to one, fewer cost less."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the iterations: auto takes bf16 where the device has instructions for it, unless train.precision
+    asks for fp32 or tf32."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Decoupled decay of the matrices, per unit of learning rate."""
 

@@ -9,7 +9,11 @@ import torch
 
 from bonsaigpt.errors import DeviceError
 
-__all__ = ["Placement", "choose_placement", "synchronize"]
+__all__ = ["NUMBER_FORMATS", "Placement", "bf16_native", "choose_placement", "synchronize"]
+
+
+NUMBER_FORMATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What matrix products are held in, by the names of ``train.precision``."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def choose_placement(device: str = "auto", precision: str = "auto", threads: int
     if threads:
         torch.set_num_threads(threads)
     chosen, why = _device(device)
-    native, reason = _bf16_native(chosen)
+    native, reason = bf16_native(chosen)
     if precision in ("fp16", "tf32") and chosen.type != "cuda":
         raise DeviceError(f"train.precision = '{precision}' needs a CUDA device, this is {chosen}: use fp32, or auto.")
     if precision == "fp16" or (precision == "auto" and _fp16_native(chosen) and not native):
@@ -51,10 +55,10 @@ def choose_placement(device: str = "auto", precision: str = "auto", threads: int
         if not native:
             raise DeviceError(f"train.precision = 'bf16' would be slow here: {reason}. Use fp32, or auto.")
         return Placement(chosen, torch.bfloat16, f"{why}; bf16 as asked")
-    # On a CPU bf16 pays only with tile instructions (AMX) and was never measured here, so auto leaves it alone.
+    # On a CPU bf16 pays from some size of the model on: a run measures that before it begins (deciding.py).
     if precision == "auto" and native and chosen.type == "cuda":
         return Placement(chosen, torch.bfloat16, f"{why}; bf16: {reason}")
-    asked = "as asked" if precision == "fp32" else reason
+    asked = "as asked" if precision == "fp32" else "bf16 is for long runs alone" if native else reason
     return Placement(chosen, torch.float32, f"{why}; fp32: {asked}")
 
 
@@ -85,7 +89,7 @@ def _fp16_native(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def _bf16_native(device: torch.device) -> tuple[bool, str]:
+def bf16_native(device: torch.device) -> tuple[bool, str]:
     """Whether matrix products in bf16 run on instructions of their own."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -94,7 +98,7 @@ def _bf16_native(device: torch.device) -> tuple[bool, str]:
     if device.type == "cpu":
         flags = [f for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if getattr(torch.cpu, f, bool)()]
         if flags:
-            return True, "this CPU has bf16 instructions, not measured"
+            return True, "this CPU has bf16 instructions"
         return False, "this CPU has no bf16 matrix instructions"
     return False, f"bf16 on {device.type} was not measured"
 

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import ModelConfig, RunConfig, derive
+from bonsaigpt.config import ModelConfig, MuonMatrices, RunConfig, derive
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.processes import Process
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate
 from bonsaigpt.torch_engine.compiling import compile_module, decide, what_is_missing
-from bonsaigpt.torch_engine.device import Placement, choose_placement
+from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
+from bonsaigpt.torch_engine.formats import decide_matrices, decide_precision
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
@@ -92,7 +93,22 @@ class TorchEngine:
         workers, why["workers"] = self._workers(config)
         rows, why["micro_batch"] = self._micro_batch(config, workers)
         config = derive(config, train={"workers": workers, "micro_batch": rows})
-        decision = decide(config, self.placement.device, lambda tried: self._seconds_a_step(tried, batch))
+        device = self.placement.device
+        if isinstance(config.optim.matrices, MuonMatrices):  # before train.precision, which it follows if that is asked
+            number_format, why["matrices"] = decide_matrices(config, device)
+            matrices = config.optim.matrices.model_dump() | {"precision": number_format}
+            config = derive(config, optim={"matrices": matrices})
+        measured: dict[str, float] = {}
+
+        def seconds_a_step(tried: RunConfig) -> float:
+            settings = tried.model_dump_json()
+            if settings not in measured:
+                measured[settings] = self._seconds_a_step(tried, batch)
+            return measured[settings]
+
+        precision, why["precision"] = decide_precision(config, device, seconds_a_step)
+        config = derive(config, train={"precision": precision})
+        decision = decide(config, device, seconds_a_step)
         why["compile"] = decision.why
         kernel = {"compile": "on" if decision.compile else "off", "attention_kernel": decision.attention_kernel}
         return derive(config, train=kernel), why
@@ -133,6 +149,9 @@ class TorchEngine:
         device = self.placement.device
         if device.type == "cpu":
             keep_memory()
+        decided = NUMBER_FORMATS.get(config.train.precision, self.placement.dtype)
+        if decided != self.placement.dtype:  # since this engine was made
+            self.placement = choose_placement(str(device), config.train.precision)
         # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
         pool = self.pool if config.model.dropout == 0 else WorkerPool()
         if config.train.parallel == "fsdp" and self.world.size > 1:

@@ -2,8 +2,8 @@
 
 The update of a matrix is the nearest semi-orthogonal matrix to its Nesterov momentum, so every direction moves by the
 same amount. Matrices of one shape are worked off as one batch, and the maps stacked in one matrix (queries, keys,
-values) each by themselves. torch.optim.Muon does one matrix at a time, whole, in bfloat16, which is emulated on a CPU
-without bf16 instructions.
+values) each by themselves. torch.optim.Muon does one matrix at a time, whole, and always in bfloat16, which a CPU
+without instructions for it emulates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bonsaigpt.config import MuonMatrices
 from bonsaigpt.torch_engine.profiling import mark
 from bonsaigpt.torch_engine.workers import WorkerPool
 
-__all__ = ["Matrix", "Muon", "gradient_of", "orthogonalize", "size_factor"]
+__all__ = ["Matrix", "Muon", "gradient_of", "number_format", "orthogonalize", "size_factor"]
 
 _SAFETY = 1.01
 """Room for rounding: singular values a hundredth over one would otherwise grow."""
@@ -40,15 +40,13 @@ _GRAM = 4
 """Iterations on the small side alone: its rounding errors grow with the square of the slopes, 0.02 after four."""
 
 
-def orthogonalize(stack_NIJ: Tensor, iterations: int) -> Tensor:
-    """Bring all singular values of each of N matrices near one by Newton-Schulz iterations."""
+def orthogonalize(stack_NIJ: Tensor, iterations: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bring all singular values of each of N matrices near one by Newton-Schulz iterations in ``dtype``."""
     tall = stack_NIJ.shape[1] > stack_NIJ.shape[2]
     x = stack_NIJ.mT if tall else stack_NIJ
-    # bf16 is exact enough and far faster where there are instructions for it; elsewhere it would be emulated.
-    x = x.bfloat16() if x.is_cuda else x.float()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * _SAFETY + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) * _SAFETY + 1e-7)).to(dtype)
     quintics = [COEFFICIENTS[min(i, len(COEFFICIENTS) - 1)] for i in range(iterations)]
-    at_once = _GRAM if x.shape[1] * 2 <= x.shape[2] and x.dtype == torch.float32 else 1
+    at_once = _GRAM if x.shape[1] * 2 <= x.shape[2] and dtype == torch.float32 else 1
     for first in range(0, iterations, at_once):
         x = _compose(quintics[first : first + at_once], x)
     x = x.to(stack_NIJ.dtype)
@@ -109,6 +107,8 @@ class Muon:
 
     def step(self, share: float, keep: Tensor) -> None:
         """Update at ``share`` of the peak rate if ``keep`` (a scalar on the device) is 1; if it is 0 change nothing."""
+        if not keep.is_cuda and not keep.item():  # only a GPU would have to be waited for
+            return
 
         def update(batch: int) -> None:
             with mark("optimizer"):
@@ -120,9 +120,10 @@ class Muon:
     def _update(self, index: int, share: float, keep: Tensor) -> None:
         config, batch, momentum = self.config, self._batches[index], self._momenta[index]
         gradients = torch.stack([m.lying(gradient_of(m)[m.first : m.last]) for m in batch]).float()
-        gradients = torch.where(keep > 0, gradients, 0.0)  # a skipped gradient may hold NaN, and 0 * NaN is NaN
+        if keep.is_cuda:  # a skipped gradient may hold NaN, and 0 * NaN is NaN
+            gradients = torch.where(keep > 0, gradients, 0.0)
         momentum.lerp_(gradients, (1.0 - config.momentum) * keep)
-        updates = orthogonalize(gradients.lerp_(momentum, config.momentum), config.iterations)
+        updates = orthogonalize(gradients.lerp_(momentum, config.momentum), config.iterations, number_format(config))
         for matrix, update in zip(batch, updates, strict=True):
             weight = matrix.lying(matrix.parameter[matrix.first : matrix.last])
             rate = config.lr * matrix.lr_scale * share
@@ -154,6 +155,11 @@ class Muon:
             for m, momentum in zip(batch, momenta, strict=True)
         ]
         return sorted(pairs, key=lambda pair: pair[0].first)
+
+
+def number_format(config: MuonMatrices) -> torch.dtype:
+    """Of the iterations. What was left open is float32; the engine decides before a run begins."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
 def size_factor(rows: int, columns: int) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bonsaigpt.config import MuonMatrices
 from bonsaigpt.torch_engine.fsdp import Sharded
-from bonsaigpt.torch_engine.muon import Matrix, gradient_of, orthogonalize, size_factor
+from bonsaigpt.torch_engine.muon import Matrix, gradient_of, number_format, orthogonalize, size_factor
 
 __all__ = ["ShardedMuon"]
 
@@ -43,7 +43,8 @@ class ShardedMuon:
             weight.addcmul_(update.to(weight.dtype), keep.to(weight.dtype), value=-config.lr * share * scale)
 
     def _orthogonal(self, map_IJ: Tensor) -> Tensor:
-        return orthogonalize(map_IJ[None], self.config.iterations)[0] * size_factor(*map_IJ.shape)
+        config = self.config
+        return orthogonalize(map_IJ[None], config.iterations, number_format(config))[0] * size_factor(*map_IJ.shape)
 
     def names(self) -> list[str]:
         """Parameters that are updated here."""
