@@ -134,9 +134,7 @@ def test_bad_input_leaves_nothing_behind(
     assert here.names == []
 
 
-def test_another_sweeps_folder_is_left_alone(
-    here: Here, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_sweeps_folder_is_left_alone(here: Here, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     flags = words[3 : words.index("--steps")]
     assert main(["sweep", "zero-one", *flags, "--grid", "model.dropout=0,0.1", "--name", "s"]) == 0
     before = sorted(Path("runs/s").rglob("*"))

@@ -84,7 +84,9 @@ def study(
 ) -> tuple[LrStudy, Sweep]:
     """What the study says of these losses by multiple and seed; None diverged."""
     base = base or configure({})
-    sweep = made_sweep(folder / "grove", lr_points(base, list(losses), steps=50), seeds=len(next(iter(losses.values()))))
+    sweep = made_sweep(
+        folder / "grove", lr_points(base, list(losses), steps=50), seeds=len(next(iter(losses.values())))
+    )
     for run in sweep.plan.runs:
         loss = losses[float(run.point[1:])][run.seed - 1]
         if loss is None:
@@ -106,7 +108,10 @@ def test_inside_it_suggests_the_bottom_and_the_flags(tmp_path: Path) -> None:
     assert found.suggestion.by_seed == pytest.approx((1.25, 1.25))
     assert found.suggestion.flags == "--optim.lr 0.0013", "two digits: more are not known"
     assert "Lowest final validation loss: x1" in found.verdict
-    assert "through x0.5, x1 and x2 is lowest at x1.2 (seed by seed x1.2 to x1.2). This is for 50 steps; the 100" in found.verdict
+    assert (
+        "through x0.5, x1 and x2 is lowest at x1.2 (seed by seed x1.2 to x1.2). This is for 50 steps; the 100"
+        in found.verdict
+    )
     assert found.verdict.endswith(". Use --optim.lr 0.0013"), "ready to be copied"
 
 
