@@ -101,15 +101,15 @@ def valley(bottom_at: float, *grid: float, seeds: int = 2) -> dict[float, list[f
 
 
 def test_inside_it_suggests_the_bottom_and_the_flags(tmp_path: Path) -> None:
-    found, _ = study(tmp_path, valley(1.25, *GIVEN))
-    assert found.more is None
+    found, _ = study(tmp_path, valley(1.25, *GIVEN, 1.2))
+    assert found.more == ()
     assert found.suggestion is not None
     assert found.suggestion.multiple == pytest.approx(1.25)
     assert found.suggestion.by_seed == pytest.approx((1.25, 1.25))
     assert found.suggestion.flags == "--optim.lr 0.0013", "two digits: more are not known"
-    assert "Lowest final validation loss: x1" in found.verdict
+    assert "Lowest final validation loss: x1.2," in found.verdict
     assert (
-        "through x0.5, x1 and x2 is lowest at x1.2 (seed by seed x1.2 to x1.2). This is for 50 steps; the 100"
+        "through x1, x1.2 and x2 is lowest at x1.2 (seed by seed x1.2 to x1.2). This is for 50 steps; the 100"
         in found.verdict
     )
     assert found.verdict.endswith(". Use --optim.lr 0.0013"), "ready to be copied"
@@ -118,27 +118,54 @@ def test_inside_it_suggests_the_bottom_and_the_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("at", "more"), [(8.0, 4.0), (0.1, 0.25)])
 def test_at_an_edge_it_goes_on(at: float, more: float, tmp_path: Path) -> None:
     found, _ = study(tmp_path, valley(at, *GIVEN))
-    assert found.more == more
-    assert "at the edge of what was tried" in found.verdict
+    assert found.more == (more,)
+    assert "at the edge" in found.why
+    assert "at the edge of what has been tried so far" in found.verdict
+
+
+def test_between_far_neighbours_it_looks_closer(tmp_path: Path) -> None:
+    """In a valley that is steep on one side the parabola of a coarse grid is wrong."""
+
+    def lopsided(m: float) -> list[float | None]:
+        return [2.0 + (1.0 if m > 1.5 else 0.1) * math.log(m / 1.5) ** 2]
+
+    coarse, _ = study(tmp_path / "coarse", {m: lopsided(m) for m in GIVEN})
+    assert coarse.more == (0.71, 1.4)
+    assert coarse.why == "x1 is the best, and its neighbours are far"
+    fine, _ = study(tmp_path / "fine", {m: lopsided(m) for m in (*GIVEN, *coarse.more)})
+    assert fine.more == (), "it is best at x1.4 with neighbours at x1 and x2"
+    assert coarse.suggestion is not None
+    assert fine.suggestion is not None
+    off = [abs(math.log(s.multiple / 1.5)) for s in (coarse.suggestion, fine.suggestion)]
+    assert off[1] < 0.5 * off[0]
+
+
+def test_of_what_is_not_finished_nothing_is_concluded(tmp_path: Path) -> None:
+    base = configure({})
+    sweep = made_sweep(tmp_path / "grove", lr_points(base, GIVEN, steps=50), seeds=1)
+    for name, loss in (("x1,seed=1", 2.0), ("x0.5,seed=1", 2.1)):
+        finish(sweep, name, [4.0, loss])
+    found = analyse(summarise(sweep, results(sweep)), base, given=GIVEN, steps=50)
+    assert found.more == ()
 
 
 def test_it_does_not_go_on_for_ever(tmp_path: Path) -> None:
-    found, _ = study(tmp_path, valley(1e6, *GIVEN, 4.0, 8.0, 16.0, 32.0))
-    assert found.more is None
+    found, _ = study(tmp_path, valley(1e6, *GIVEN, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0))
+    assert found.more == ()
     assert "may lie further: start from this rate anew." in found.verdict
-    assert found.verdict.endswith("Use --optim.lr 0.032")
+    assert found.verdict.endswith("Use --optim.lr 0.13")
 
 
 def test_a_rate_at_which_one_seed_diverges_is_no_candidate(tmp_path: Path) -> None:
     losses = valley(8.0, *GIVEN)
     losses[2.0][1] = None
     found, sweep = study(tmp_path, losses)
-    assert found.more is None
+    assert found.more == ()
     assert found.suggestion is not None
     assert found.suggestion.multiple == 1.0
     assert "Beyond it a training failed" in found.verdict
     header, rows = lr_table(found, configure({}))
-    assert dict(zip(header, rows[2], strict=True))["diverged"] == "1"
+    assert dict(zip(header, rows[2], strict=True))["failed"] == "1"
     assert sweep.plan.points[0].name == "x1"
 
 
@@ -168,7 +195,7 @@ def test_json_page_and_picture(tmp_path: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert "<dt>--optim.matrices.lr</dt><dd>0.025" in html
     assert html.count('class="chart"') == 2
-    assert "diverged" in html
+    assert ">failed<" in html
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -13,7 +13,8 @@ _STUDIES = {
     "lr": "the learning rate: short trainings at several multiples of the recipe's, and the flags to type",
 }
 
-_EXAMPLE = "  bonsai study batch shakespeare-char --seeds 3"
+_EXAMPLE = """  bonsai study batch shakespeare-char --seeds 3
+  bonsai study lr shakespeare-char --seeds 3"""
 
 
 def run(argv: list[str]) -> int:

@@ -27,8 +27,8 @@ def run(argv: list[str]) -> int:
         "study lr",
         "Train a recipe for a few steps at several multiples of its learning rate, with its own schedule shrunk to "
         "that length, and suggest the rate at the bottom of the loss: the flags to type. All rates (optim.lr, and "
-        "optim.matrices.lr of Muon) move together. Where the best is at an edge, multiples are added beyond it. Typed "
-        "again after a stop, the same command goes on where it was.",
+        "optim.matrices.lr of Muon) move together. Multiples are added beyond an edge where the best is, and halfway "
+        "to its neighbours where these are far. Typed again after a stop, the same command goes on where it was.",
         _EXAMPLE,
     )
     parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
@@ -63,9 +63,9 @@ def run(argv: list[str]) -> int:
         )
         with execute(plan, folder, arguments) as (sweep, stopped):
             study = analyse(summarise(sweep, results(sweep)), base, given=arguments.multiples, steps=steps)
-            if study.more is not None and stopped is None:
-                print(f"the lowest loss is at the edge of what was tried: going on with x{study.more:g}")
-                tried.append(study.more)
+            if study.more and stopped is None:
+                print(f"{study.why}: going on with {' and '.join(f'x{m:g}' for m in study.more)}")
+                tried += study.more
                 continue
             print_table(*lr_table(study, base))
             print(study.verdict)

@@ -35,7 +35,7 @@ class Tried:
     margin: float | None
     """Half of the interval; None draws no whisker."""
     failed: bool
-    """Whether a seed diverged."""
+    """Whether a seed failed, as a rule because it diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def _draw(axes: Axes, plot: RatePlot, *, ink: str, colour: str, accent: str) -> 
     for t in plot.tried:
         axes.text(t.rate, 1.03, t.name, transform=top, ha="center", va="bottom", color=ink, alpha=0.75)
         if t.failed:
-            axes.text(t.rate, 0.97, "diverged", transform=top, ha="center", va="top", color=ink, alpha=0.75)
+            axes.text(t.rate, 0.97, "failed", transform=top, ha="center", va="top", color=ink, alpha=0.75)
         if t.mean is None or t.failed:
             continue
         if len(t.losses) > 1:

@@ -24,8 +24,11 @@ from bonsaigpt.study.sweep import Sweep
 
 __all__ = ["LrStudy", "Suggestion", "analyse", "bottom", "earlier", "lr_points", "multiple_of", "rates", "write_json"]
 
-MOST_ADDED = 4
-"""Multiples that the study adds by itself, each as far from the last as that is from its neighbour."""
+MOST_ADDED = 6
+"""Multiples that the study adds by itself, beyond an edge or between the best and its neighbours."""
+NARROW = 3.0
+"""The factor between the neighbours of the best below which no more is added. The usual grid has 4, too wide for a
+parabola: too high a rate costs far more than too low a one, and so lopsided a valley has its bottom elsewhere."""
 
 
 def rates(config: RunConfig, multiple: float) -> dict[str, float]:
@@ -119,8 +122,10 @@ class LrStudy:
     summaries: Sequence[Summary]
     suggestion: Suggestion | None
     """None as long as no training has finished."""
-    more: float | None
-    """A multiple beyond the edge where the best is, to be tried next."""
+    more: tuple[float, ...]
+    """Multiples to be tried next."""
+    why: str
+    """They should be."""
     steps: int
     verdict: str
 
@@ -129,12 +134,13 @@ def analyse(summaries: Sequence[Summary], base: RunConfig, *, given: Sequence[fl
     """Figures, verdict, and what to try next.
 
     Args:
-        given: the multiples that the user asked for; what lies outside them was added.
+        given: the multiples that the user asked for; all others were added.
     """
     summaries = sorted(summaries, key=lambda s: multiple_of(s.point.name))
     usable = [s for s in summaries if s.final is not None and not s.failures]  # one seed that diverges is enough
     if not usable:
-        return LrStudy(summaries=summaries, suggestion=None, more=None, steps=steps, verdict=verdict(summaries))
+        said = verdict(summaries)
+        return LrStudy(summaries=summaries, suggestion=None, more=(), why="", steps=steps, verdict=said)
     losses = {multiple_of(s.point.name): s.final.mean for s in usable if s.final is not None}
     at, through = bottom(losses)
     seeds = sorted(set.intersection(*(set(s.results) for s in usable)))
@@ -144,12 +150,18 @@ def analyse(summaries: Sequence[Summary], base: RunConfig, *, given: Sequence[fl
         by_seed=tuple(bottom({multiple_of(s.point.name): s.results[seed].final for s in usable})[0] for seed in seeds),
         rates={name: float(f"{rate:.2g}") for name, rate in rates(base, at).items()},
     )
-    more, edge = _beyond(summaries, losses, given)
+    tried = [multiple_of(s.point.name) for s in summaries]
+    more, why = _next(tried, losses)
+    is_whole = all(s.results or s.failures for s in summaries)
+    if not is_whole or len(set(tried) - set(given)) + len(more) > MOST_ADDED:
+        more = ()
+    edge = "" if len(through) == 3 else _edge(tried, through[0], is_last=is_whole and not more)
     use = f"Use {suggestion.flags}"
     return LrStudy(
         summaries=summaries,
         suggestion=suggestion,
         more=more,
+        why=why,
         steps=steps,
         verdict=" ".join(filter(None, [verdict(usable), _said(suggestion, edge), _for(base, steps), use])),
     )
@@ -172,25 +184,30 @@ def bottom(losses: dict[float, float]) -> tuple[float, tuple[float, ...]]:
     return math.exp(at), through
 
 
-def _beyond(
-    summaries: Sequence[Summary], losses: dict[float, float], given: Sequence[float]
-) -> tuple[float | None, str]:
-    """What to try next where the best is at an edge, and what there is to say about the edge."""
-    multiples = [multiple_of(s.point.name) for s in summaries]
-    usable = sorted(losses)
-    best = min(usable, key=lambda m: losses[m])
-    if best not in (usable[0], usable[-1]):
-        return None, ""
-    if any(len(s.results) + len(s.failures) == 0 for s in summaries):
-        return None, "It is at the edge of what has been trained so far."
-    i = multiples.index(best)
-    if 0 < i < len(multiples) - 1:
-        return None, "Beyond it a training failed, so it is the edge of what can be used: a smaller one is safer."
-    added = [m for m in multiples if not min(given) <= m <= max(given)]
-    if len(added) >= MOST_ADDED:
-        return None, "It is at the edge of all that was tried, so the best may lie further: start from this rate anew."
-    neighbour = multiples[1] if i == 0 else multiples[-2]
-    return float(f"{best * best / neighbour:.6g}"), "It is at the edge of what was tried."
+def _next(tried: Sequence[float], losses: dict[float, float]) -> tuple[tuple[float, ...], str]:
+    """What to try next, and why: where the best is at an edge, a multiple as far beyond as its neighbour is before it;
+    else, as long as its neighbours are far apart, halfway to both."""
+    best, usable = min(losses, key=lambda m: losses[m]), sorted(losses)
+    if best in (tried[0], tried[-1]):
+        neighbour = tried[1] if best == tried[0] else tried[-2]
+        return (float(f"{best * best / neighbour:.6g}"),), "the lowest loss is at the edge of what was tried"
+    if best in (usable[0], usable[-1]):
+        return (), ""
+    i = usable.index(best)
+    left, right = usable[i - 1], usable[i + 1]
+    if right / left < NARROW:
+        return (), ""
+    halfway = tuple(float(f"{math.sqrt(best * m):.2g}") for m in (left, right))
+    return halfway, f"x{best:g} is the best, and its neighbours are far"
+
+
+def _edge(tried: Sequence[float], best: float, *, is_last: bool) -> str:
+    """What there is to say where the best has no neighbour on one side."""
+    if best not in (tried[0], tried[-1]):
+        return "Beyond it a training failed, so it is the edge of what can be used: a smaller one is safer."
+    if is_last:
+        return "It is at the edge of all that was tried, so the best may lie further: start from this rate anew."
+    return "It is at the edge of what has been tried so far."
 
 
 def _said(found: Suggestion, edge: str) -> str:

@@ -29,7 +29,7 @@ def lr_table(study: LrStudy, base: RunConfig) -> tuple[list[str], list[list[str]
     columns: dict[str, Callable[[Summary], str]] = {
         **{name: _rate_of(base, name) for name in rates(base, 1.0)},
         "seeds": lambda s: f"{len(s.results)}",
-        "diverged": lambda s: str(len(s.failures)) if s.failures else "",
+        "failed": lambda s: str(len(s.failures)) if s.failures else "",
         "final loss": lambda s: "" if s.final is None else s.final.text(),
         f"against {first}": lambda s: "" if s.difference is None else s.difference.text("+.4f"),
         "p": lambda s: "" if s.difference is None else p_value(s.difference),
