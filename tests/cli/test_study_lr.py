@@ -55,7 +55,7 @@ def test_it_goes_on_beyond_the_edge_until_the_best_is_inside(
     assert f"Use {flags}\n" in out
     for written in ("lr.html", "lr.png", "sweep.json"):
         assert Path("runs/s", written).is_file()
-    assert main([*words, *shlex.split(flags), "--name", "again", "--multiples", "0.5,1,2"]) == 0, "the flags are flags"
+    assert main(["train", "zero-one", *words[3 : words.index("--steps")], *shlex.split(flags), "--name", "a"]) == 0
 
 
 def test_a_trial_is_what_bonsai_train_makes(here: Here, words: list[str]) -> None:
@@ -85,17 +85,19 @@ def test_the_same_command_again_runs_nothing_and_more_seeds_only_those(
     assert "is a sweep whose x1,seed=1337 has optim.schedule.warmup = 10, not 11" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stop_at", [1, 3])
 def test_ctrl_c_ends_it_and_the_command_goes_on(
-    here: Here, words: list[str], capsys: pytest.CaptureFixture[str]
+    here: Here, words: list[str], stop_at: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here.stop_at = 1
+    here.stop_at = stop_at  # of six; after three the best is known to be at the edge
+    words = [*words, "--seeds", "2"]
     assert main(words) == 130
-    assert here.names == runs_of(1, 8)
+    assert here.names == runs_of(1, 8, 64, seeds=2)[: stop_at + 1]
     out = capsys.readouterr().out
     assert "going on with" not in out, "who has asked to stop wants nothing added"
     assert "Go on with: bonsai study lr zero-one" in out
     assert main(words) == 0
-    assert here.names[:3] == runs_of(1, 8, 64)
+    assert here.names[:6] == runs_of(1, 8, 64, seeds=2)
 
 
 def test_rates_that_diverge_end_it_there(here: Here, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

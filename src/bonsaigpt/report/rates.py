@@ -43,6 +43,7 @@ class RatePlot:
     """All rates, and the one to use."""
 
     tried: Sequence[Tried]
+    """The lowest rate first; at least two."""
     suggested: float | None
     through: Sequence[float]
     """The three rates of the parabola; fewer draw none."""
@@ -63,7 +64,7 @@ def rate_svg(plot: RatePlot, *, size: tuple[int, int]) -> str:
         figure = Figure(figsize=(width / 72, height / 72))
         figure.patch.set_visible(False)
         axes = figure.add_axes((46 / width, 40 / height, 1 - 62 / width, 1 - 66 / height))
-        _draw(axes, plot, ink=INK, colour=mark(0), accent=mark(1))
+        _draw(axes, plot, ink=INK, colour=mark(0), accent=mark(1), room=width // 56)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return inline(buffer.getvalue(), plot.label)
@@ -83,7 +84,7 @@ def rate_png(plot: RatePlot, path: Path, *, title: str, note: str) -> Path:
         matplotlib.rcParams.update({"font.size": 10})
         figure = Figure(figsize=(9, 4.8))
         axes = figure.add_axes((0.075, 0.27, 0.9, 0.56))
-        _draw(axes, plot, ink=_PAPER_INK, colour=_PAPER_COLOUR, accent=_PAPER_MARK)
+        _draw(axes, plot, ink=_PAPER_INK, colour=_PAPER_COLOUR, accent=_PAPER_MARK, room=12)
         figure.text(0.075, 0.94, title, color=_PAPER_INK, fontsize=13)
         figure.text(0.075, 0.14, note, color=_PAPER_INK, fontsize=8.5, va="top", linespacing=1.5)
         with writing(path):
@@ -91,9 +92,11 @@ def rate_png(plot: RatePlot, path: Path, *, title: str, note: str) -> Path:
     return path
 
 
-def _draw(axes: Axes, plot: RatePlot, *, ink: str, colour: str, accent: str) -> None:
+def _draw(axes: Axes, plot: RatePlot, *, ink: str, colour: str, accent: str, room: int) -> None:
+    """``room``: names that fit beside each other."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
+    named = _named(plot.tried, room)
     axes.patch.set_visible(False)
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
@@ -102,8 +105,8 @@ def _draw(axes: Axes, plot: RatePlot, *, ink: str, colour: str, accent: str) -> 
     axes.set_axisbelow(True)
     axes.tick_params(axis="both", length=0, colors=ink, pad=7)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([t.rate for t in plot.tried]))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{t.rate:.3g}".replace("e-0", "e-") for t in plot.tried]))
+    axes.xaxis.set_major_locator(FixedLocator([t.rate for t in named]))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{t.rate:.3g}".replace("e-0", "e-") for t in named]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel(plot.x_label, loc="right", color=ink, labelpad=7)
@@ -111,8 +114,9 @@ def _draw(axes: Axes, plot: RatePlot, *, ink: str, colour: str, accent: str) -> 
     top = axes.get_xaxis_transform()  # rates below, places between 0 (floor) and 1 (ceiling) of the picture
     known = [t for t in plot.tried if t.mean is not None and not t.failed]
     axes.plot([t.rate for t in known], [t.mean for t in known if t.mean is not None], color=colour, alpha=0.35, lw=1.2)
-    for t in plot.tried:
+    for t in named:
         axes.text(t.rate, 1.03, t.name, transform=top, ha="center", va="bottom", color=ink, alpha=0.75)
+    for t in plot.tried:
         if t.failed:
             axes.text(t.rate, 0.97, "failed", transform=top, ha="center", va="top", color=ink, alpha=0.75)
         if t.mean is None or t.failed:
@@ -131,6 +135,16 @@ def _draw(axes: Axes, plot: RatePlot, *, ink: str, colour: str, accent: str) -> 
         )
     lowest, highest = min(t.rate for t in plot.tried), max(t.rate for t in plot.tried)
     axes.set_xlim(lowest / (highest / lowest) ** 0.06, highest * (highest / lowest) ** 0.06)
+
+
+def _named(tried: Sequence[Tried], room: int) -> list[Tried]:
+    """Those whose names do not touch that of another, from the left."""
+    width = np.log(tried[-1].rate / tried[0].rate) * 1.12
+    kept = [tried[0]]
+    for t in tried[1:]:
+        if np.log(t.rate / kept[-1].rate) * room >= width:
+            kept.append(t)
+    return kept
 
 
 def _limits(plot: RatePlot) -> tuple[float, float]:
