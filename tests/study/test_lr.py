@@ -115,6 +115,16 @@ def test_inside_it_suggests_the_bottom_and_the_flags(tmp_path: Path) -> None:
     assert found.verdict.endswith(". Use --optim.lr 0.0013"), "ready to be copied"
 
 
+def test_it_says_where_the_recipes_own_rate_may_be_as_good(tmp_path: Path) -> None:
+    close = {1.0: [2.03, 2.00], 2.0: [2.0, 2.01], 2.8: [2.0, 2.02], 4.0: [2.3, 2.3]}
+    found, _ = study(tmp_path / "close", close)
+    assert "The recipe's own rate, x1, cannot be told from it (-0.01" in found.verdict
+    clear, _ = study(tmp_path / "clear", close | {1.0: [2.2, 2.21]})
+    assert "cannot be told" not in clear.verdict
+    single, _ = study(tmp_path / "single", {m: losses[:1] for m, losses in close.items()})
+    assert "cannot be told" not in single.verdict
+
+
 @pytest.mark.parametrize(("at", "more"), [(8.0, 4.0), (0.1, 0.25)])
 def test_at_an_edge_it_goes_on(at: float, more: float, tmp_path: Path) -> None:
     found, _ = study(tmp_path, valley(at, *GIVEN))

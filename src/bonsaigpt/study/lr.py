@@ -18,7 +18,7 @@ from bonsaigpt.config import LinearRamp, MuonMatrices, NoRamp, Ramp, RunConfig
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.study.plan import Point
-from bonsaigpt.study.results import Summary, verdict
+from bonsaigpt.study.results import Summary, difference, verdict
 from bonsaigpt.study.statistics import Estimate
 from bonsaigpt.study.sweep import Sweep
 
@@ -156,14 +156,14 @@ def analyse(summaries: Sequence[Summary], base: RunConfig, *, given: Sequence[fl
     if not is_whole or len(set(tried) - set(given)) + len(more) > MOST_ADDED:
         more = ()
     edge = "" if len(through) == 3 else _edge(tried, through[0], is_last=is_whole and not more)
-    use = f"Use {suggestion.flags}"
+    words = [verdict(usable), _against_own(usable), _said(suggestion, edge), _for(base, steps)]
     return LrStudy(
         summaries=summaries,
         suggestion=suggestion,
         more=more,
         why=why,
         steps=steps,
-        verdict=" ".join(filter(None, [verdict(usable), _said(suggestion, edge), _for(base, steps), use])),
+        verdict=" ".join(filter(None, [*words, f"Use {suggestion.flags}"])),
     )
 
 
@@ -218,6 +218,16 @@ def _said(found: Suggestion, edge: str) -> str:
     if len(found.by_seed) > 1:
         spread = f" (seed by seed x{min(found.by_seed):.2g} to x{max(found.by_seed):.2g})"
     return f"The parabola through {three} is lowest at x{found.multiple:.2g}{spread}."
+
+
+def _against_own(usable: Sequence[Summary]) -> str:
+    """A warning where the best may be no better than what the recipe has already; the next best has been judged."""
+    ranked = sorted(usable, key=lambda s: s.final.mean if s.final is not None else math.inf)
+    own = next((s for s in ranked[2:] if s.point.name == "x1"), None)
+    gap = difference(ranked[0].results, own.results) if own is not None else None
+    if gap is None or gap.p is None or gap.is_significant:
+        return ""
+    return f"The recipe's own rate, x1, cannot be told from it ({gap.text('+.4f')} nats)."
 
 
 def _for(base: RunConfig, steps: int) -> str:
