@@ -89,12 +89,17 @@ def test_the_readmes_shakespeare_commands_run(
 def test_the_commands_of_sweeps_and_studies_run(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bonsaigpt.cli.train._write_report", lambda *_: None)  # of eighteen runs
+    monkeypatch.setattr("bonsaigpt.cli.train._write_report", lambda *_: None)  # of two dozen runs
     found = commands((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"))
-    assert {tuple(c[:2]) for c in found} == {("sweep", "my-text"), ("study", "batch")}
+    assert {tuple(c[:2]) for c in found} == {("sweep", "my-text"), ("study", "batch"), ("study", "lr")}
     for command in found:
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
-    for written in ("my-text-sweep/sweep.html", "my-text-batch/batch.png", "wide/studies/batch.json"):
+    for written in (
+        "my-text-sweep/sweep.html",
+        "my-text-batch/batch.png",
+        "wide/studies/batch.json",
+        "my-text-lr/lr.png",
+    ):
         assert (workshop / "runs" / written).is_file()
 
 

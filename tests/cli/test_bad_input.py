@@ -572,7 +572,28 @@ PROMPTS = [
     Case("no model at all", "sample", ("required: model", "bonsai sample --help")),
 ]
 
-CASES = [*TEXTS, *SETTINGS, *RUNS, *CHECKPOINTS, *PROMPTS]
+STUDIES = [
+    Case("study of nothing", "study lrr tiny.toml", ("invalid choice: 'lrr'", "bonsai study --help")),
+    Case(
+        "learning rate of two",
+        "study lr tiny.toml --multiples 1,2",
+        ("'1,2' is not three different positive factors", "e.g. 0.5,1,2"),
+    ),
+    Case(
+        "trials longer than the training",
+        "study lr tiny.toml --steps 5",
+        ("--steps 5 is more than the recipe's own 4", "use fewer", "--train.steps"),
+    ),
+    Case(
+        "learning rate of a misspelt recipe",
+        "study lr tinny.toml",
+        ("tinny.toml cannot be read", "Check the path"),
+    ),
+    Case("study in the place of a run", "study lr tiny.toml --name tiny", ("no sweep", "--name")),
+    Case("text of a study missing", "study lr tiny.toml --data.path nowhere.txt", ("nowhere.txt", "--data.path")),
+]
+
+CASES = [*TEXTS, *SETTINGS, *RUNS, *CHECKPOINTS, *PROMPTS, *STUDIES]
 
 
 # ------------------------------------------------------------------------------------------------- the tests

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from here import Here, pool_without_processes
 
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli import main
-from bonsaigpt.study.pool import Work
 
 RUNS = ["lr=1e-3,seed=1337", "lr=2e-3,seed=1337", "lr=1e-3,seed=1338", "lr=2e-3,seed=1338"]
-
-
-@dataclass
-class Here:
-    """Executes each run in this process, and remembers which; the one at ``stop_at`` is sent a signal on its way."""
-
-    names: list[str]
-    stop_at: int = -1
-
-    def start(self, work: Work) -> Ended:
-        self.names.append(work.name)
-        if len(self.names) - 1 == self.stop_at:
-            os.kill(os.getpid(), signal.SIGINT)  # to the pool's handler: the run itself goes on to its end
-        with work.log.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            return Ended(work())
-
-
-@dataclass
-class Ended:
-    code: int
-
-    def poll(self) -> int:
-        return self.code
-
-    def stop(self) -> None: ...
-    def kill(self) -> None: ...
 
 
 @pytest.fixture
@@ -52,13 +23,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     """An empty working folder, and a pool without processes."""
     monkeypatch.chdir(tmp_path)
     return pool_without_processes(monkeypatch)
-
-
-def pool_without_processes(monkeypatch: pytest.MonkeyPatch) -> Here:
-    executor = Here([])
-    monkeypatch.setattr("bonsaigpt.cli.sweeping.ProcessPool", lambda: executor)
-    monkeypatch.setattr("bonsaigpt.cli.train._write_report", lambda *_: None)  # slow, and tested elsewhere
-    return executor
 
 
 @pytest.fixture
@@ -102,7 +66,7 @@ def test_the_same_command_again_runs_nothing_and_more_seeds_only_those(
     assert sweep(*flags, *GRID) == 0
     assert len(here.names) == 4
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "4 of 4 runs have ended in an earlier call"
+    assert out[0] == "4 of 4 runs have ended before"
     assert out[-6:] == table
     assert sweep(*flags, *GRID, "--seeds", "3") == 0
     assert here.names[4:] == ["lr=1e-3,seed=1339", "lr=2e-3,seed=1339"]

@@ -18,7 +18,7 @@ VERBS = {
     "sample": "let a model write",
     "eval": "score a model on its whole validation split, or on any text",
     "sweep": "train a recipe over a grid of settings and several seeds",
-    "study": "experiments by name: `bonsai study batch`",
+    "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",
     "profile": "tell where the time of a training step goes",
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",

@@ -10,9 +10,11 @@ __all__ = ["run"]
 
 _STUDIES = {
     "batch": "many short sequences in a step, or few long ones: loss, time and memory of pairs with equal tokens",
+    "lr": "the learning rate: short trainings at several multiples of the recipe's, and the flags to type",
 }
 
-_EXAMPLE = "  bonsai study batch shakespeare-char --seeds 3"
+_EXAMPLE = """  bonsai study batch shakespeare-char --seeds 3
+  bonsai study lr shakespeare-char --seeds 3"""
 
 
 def run(argv: list[str]) -> int:

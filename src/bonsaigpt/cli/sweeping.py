@@ -99,7 +99,7 @@ def execute(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Iterator
     with Sweep.open(folder, plan) as sweep:
         left = sweep.left(retry=arguments.retry)
         if before := len(plan.runs) - len(left):
-            print(f"{before} of {len(plan.runs)} runs have ended in an earlier call")
+            print(f"{before} of {len(plan.runs)} runs have ended before")
         works = [
             Member(
                 run=sweep.run(planned),
