@@ -69,3 +69,9 @@ class Room:
     free: int
     total: int
     """Swap included: what asks for more is refused for certain."""
+
+    @property
+    def usable(self) -> int:
+        """What of the free memory a step may take by a count of its tensors: the rest is for what kernels take for
+        themselves, and for what an allocator cannot use."""
+        return int(0.9 * self.free)

@@ -18,9 +18,6 @@ from bonsaigpt.trace import Room
 
 __all__ = ["Choice", "at_most", "choose_rows", "fitting_rows", "room"]
 
-_FILLED = 0.9
-"""Share of the free memory that a step may take by the count of ``memory.py``: the rest is for what it cannot see."""
-
 
 def room(device: torch.device) -> Room | None:
     """What the device has, and what of it is free now; None where the system does not tell."""
@@ -81,13 +78,13 @@ def choose_rows(
     """
     asked = config.train.micro_batch > 0
     why = "as asked" if asked else f"{rows} sequences in one pass"
-    if space is None or at_most(config, rows=rows, workers=workers) <= _FILLED * space.free:
+    if space is None or at_most(config, rows=rows, workers=workers) <= space.usable:
         return Choice(rows, why, fits=True)
     try:
         needed = count(rows)
-        if needed <= _FILLED * space.free:
+        if needed <= space.usable:
             return Choice(rows, why, fits=True)
-        fitting = None if asked else fitting_rows(count, min(rows, own), space.free)
+        fitting = None if asked else fitting_rows(count, min(rows, own), space.usable)
         single = 0 if fitting else least()
     except Exception as error:  # what torch cannot do with fake tensors on some device is no reason not to train
         return Choice(rows, f"{why}; its memory could not be counted ({type(error).__name__})", fits=True)
@@ -105,8 +102,8 @@ def choose_rows(
     return Choice(1, f"one sequence in a pass, but even so a step needs {_gigabytes(single)}, {free}", fits=False)
 
 
-def fitting_rows(count: Callable[[int], int], rows: int, free: int) -> int | None:
-    """The largest near-even part of ``rows`` whose count of bytes leaves a margin; None if not even one row's does.
+def fitting_rows(count: Callable[[int], int], rows: int, usable: int) -> int | None:
+    """The largest near-even part of ``rows`` whose count of bytes is at most ``usable``; None if one row's is more.
 
     What a pass holds is a fixed part and so much a row, but for the head, which changes its way with the number of
     logits: so a guess from two counts is counted again before it is believed.
@@ -115,12 +112,12 @@ def fitting_rows(count: Callable[[int], int], rows: int, free: int) -> int | Non
     passes = 1
     while True:
         part = math.ceil(rows / passes)
-        if count(part) <= _FILLED * free:
+        if count(part) <= usable:
             return part
         if part == 1:
             return None
         each = (count(part) - count(1)) / (part - 1)
-        guess = 1 + max(0.0, _FILLED * free - count(1)) / max(1.0, each)
+        guess = 1 + max(0.0, usable - count(1)) / max(1.0, each)
         passes = min(rows, max(passes + 1, math.ceil(rows / guess)))
 
 
