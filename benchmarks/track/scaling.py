@@ -18,7 +18,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 from common import finish, guarded, parser, positive, progress, show
 from duel import text_overrides
 
@@ -29,7 +28,7 @@ from bonsaigpt.engines import load_engine
 from bonsaigpt.files import write_text
 from bonsaigpt.measure import evaluate
 from bonsaigpt.measure import scaling as scaling_module
-from bonsaigpt.measure.scaling import Scaling, compared_settings
+from bonsaigpt.measure.scaling import Scaling, compared_settings, leave_one_out
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.train.schedule import schedule_share
 
@@ -111,20 +110,17 @@ def _run(size: tuple[int, int], steps: int, arguments: Any) -> tuple[int, int, f
 
 
 def _print(scaling: Scaling, names: list[str]) -> None:
+    errors = leave_one_out(scaling.runs)
     rows = [
         (name, f"{n:,}", f"{d:,}", f"{loss:.4f}", f"{scaling.loss(n, d) - loss:+.4f}", f"{error:+.4f}")
-        for name, (n, d, loss), error in zip(names, scaling.runs, scaling.errors, strict=True)
+        for name, (n, d, loss), error in zip(names, scaling.runs, errors, strict=True)
     ]
     form = f"L = {scaling.E:.4f} + {scaling.A:.4g} / N^{scaling.a:.4f} + {scaling.B:.4g} / D^{scaling.b:.4f}"
     columns = ("run", "N", "D", "loss, nats", "fit - loss", "fit of the others - loss")
     show(f"{RECIPE}, {TEXT}\n{form}", columns, rows)
-    errors = np.array(scaling.errors)
-    spread = {
-        "fit_rms": round(float(np.sqrt(np.mean([(scaling.loss(n, d) - x) ** 2 for n, d, x in scaling.runs]))), 5),
-        "left_out_rms": round(float(np.sqrt(np.mean(errors**2))), 5),
-        "left_out_worst": round(float(np.abs(errors).max()), 5),
-    }
-    finish({"benchmark": "scaling", "fit": json.loads(scaling.to_json()), "errors": scaling.errors, **spread})
+    worst = max(map(abs, errors))
+    print(f"fits that had not seen a run miss it by {scaling.spread:.4f} nats (root mean square), {worst:.4f} at worst")
+    finish({"benchmark": "scaling", "fit": json.loads(scaling.to_json()), "left_out": errors})
 
 
 def _arguments() -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -41,7 +40,7 @@ class Prediction:
     loss: float
     """Nats a token."""
     margin: float
-    """Two root mean squares of the fit's errors at runs that it had not seen."""
+    """Twice the fit's spread."""
     beyond: str
     """In words how the run lies outside what was fitted; empty if it does not."""
 
@@ -55,6 +54,8 @@ class Scaling:
     a: float
     B: float
     b: float
+    spread: float
+    """Root mean square of its errors, nats, at runs that were left out of the fit one at a time."""
     runs: list[tuple[int, int, float]]
     """(N, D, loss in nats) of each."""
     settings: dict[str, Any]
@@ -74,7 +75,9 @@ class Scaling:
     def of(cls, runs: list[tuple[int, int, float]], config: RunConfig, *, corpus: str, text: str) -> Scaling:
         """The fit over finished runs."""
         coefficients = dict(zip(("E", "A", "a", "B", "b"), fit(runs), strict=True))
-        return cls(**coefficients, runs=runs, settings=compared_settings(config), corpus=corpus, text=text)
+        spread = float(np.sqrt(np.mean(np.square(leave_one_out(runs)))))
+        settings = compared_settings(config)
+        return cls(**coefficients, spread=spread, runs=runs, settings=settings, corpus=corpus, text=text)
 
     @classmethod
     def from_json(cls, text: str) -> Scaling:
@@ -84,18 +87,15 @@ class Scaling:
 
     def to_json(self) -> str:
         """For ``scaling.json``: one line for each run."""
-        named = {name: getattr(self, name) for name in ("text", "corpus", "E", "A", "a", "B", "b", "settings")}
+        named = {
+            name: getattr(self, name) for name in ("text", "corpus", "E", "A", "a", "B", "b", "spread", "settings")
+        }
         rows = ",\n    ".join(json.dumps(run) for run in self.runs)
         return json.dumps(named, indent=2).removesuffix("\n}") + f',\n  "runs": [\n    {rows}\n  ]\n}}\n'
 
     def loss(self, parameters: float, tokens: float) -> float:
         """L(N, D), nats a token."""
         return self.E + self.A / parameters**self.a + self.B / tokens**self.b
-
-    @cached_property
-    def errors(self) -> list[float]:
-        """At each run, of the fit over all others: predicted - found, nats."""
-        return leave_one_out(self.runs)
 
     def why_not(self, config: RunConfig, fingerprint: str) -> str | None:
         """In words why the fit says nothing about a run on data of that fingerprint; None if it does."""
@@ -116,8 +116,7 @@ class Scaling:
             low, high = min(run[column] for run in self.runs), max(run[column] for run in self.runs)
             if not low <= value <= high:
                 beyond.append(f"{value / 1e6:.3g} M {what}, the runs had {low / 1e6:.3g} to {high / 1e6:.3g} M")
-        margin = 2 * float(np.sqrt(np.mean(np.square(self.errors))))
-        return Prediction(self.loss(parameters, tokens), margin, "; ".join(beyond))
+        return Prediction(self.loss(parameters, tokens), 2 * self.spread, "; ".join(beyond))
 
 
 def compared_settings(config: RunConfig) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def fit(runs: list[tuple[int, int, float]]) -> tuple[float, float, float, float,
     n, d, loss = (np.array(column, dtype=float) for column in zip(*runs, strict=True))
     middle_n, middle_d = (float(np.exp(np.log(values).mean())) for values in (n, d))  # keeps the columns of one size
     low_a, high_a = low_b, high_b = _EXPONENTS
-    best: tuple[float, ...] = ()
+    best = (0.0,) * 5
     for _ in range(6):  # each round a fifth of the range before, around the best: exponents to 1e-4
         a, b = (g.ravel() for g in np.meshgrid(np.linspace(low_a, high_a, 31), np.linspace(low_b, high_b, 31)))
         columns = np.stack(
@@ -146,19 +145,20 @@ def fit(runs: list[tuple[int, int, float]]) -> tuple[float, float, float, float,
         )
         weights, distance = _linear_part(columns, loss)
         i = int(distance.argmin())
-        best = (a[i], b[i], *weights[i])
+        E, A, B = weights[i].tolist()
+        best = (E, A * middle_n ** a[i], a[i], B * middle_d ** b[i], b[i])
         step_a, step_b = (high_a - low_a) / 10, (high_b - low_b) / 10
         low_a, high_a = max(_EXPONENTS[0], a[i] - step_a), a[i] + step_a
         low_b, high_b = max(_EXPONENTS[0], b[i] - step_b), b[i] + step_b
-    a, b, E, A, B = best
-    return float(E), float(A * middle_n**a), float(a), float(B * middle_d**b), float(b)
+    E, A, a, B, b = map(float, best)
+    return E, A, a, B, b
 
 
 def _linear_part(columns: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each pair of exponents E, A and B, (pairs, 3), and the Huber loss that is left, (pairs,); by least squares
     that are weighted anew until far points pull as Huber's loss lets them."""
-    pull = np.ones(columns.shape[:2])
-    solved = np.zeros((len(columns), 3))
+    solved, pull = np.zeros((len(columns), 3)), np.ones(columns.shape[:2])
+    residual = pull
     for _ in range(20):
         scaled = pull / loss**2  # a residual of the loss over the loss is one of its logarithm
         normal = np.einsum("gij,gi,gik->gjk", columns, scaled, columns) + 1e-12 * np.eye(3)
