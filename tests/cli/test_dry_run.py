@@ -65,6 +65,7 @@ def test_a_runs_own_configuration_and_what_is_left_of_a_run(
     assert bonsai("train", "runs/a", "--resume", "--dry-run", "--train.steps", 9) == 0
     assert "tokens 96 " in " ".join(capsys.readouterr().out.split())
     assert bonsai("train", "my-text", *FLAGS, *tiny_flags, "--name", "b", "--init", "runs/a", "--dry-run") == 0
+    assert "final loss" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
 
 

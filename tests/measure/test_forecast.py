@@ -16,6 +16,7 @@ from bonsaigpt.data.batches import BatchSource, TokenBatches
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.measure import flops_per_token
 from bonsaigpt.measure.forecast import Forecast, forecast
+from bonsaigpt.measure.scaling import Prediction, Scaling
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.trace import Room
 from bonsaigpt.train import train
@@ -38,8 +39,8 @@ def setting(tiny_text: Path, corpora: Path, **train: Any) -> tuple[RunConfig, Ba
     return derive(config, model={"vocab_size": source.tokenizer.vocab_size}), source
 
 
-def foreseen(config: RunConfig, source: BatchSource, runs: Path, begin: int = 0) -> Forecast:
-    return forecast(config, engine=ENGINE, source=source, runs=runs, begin=begin)
+def foreseen(config: RunConfig, source: BatchSource, runs: Path, **state: Any) -> Forecast:
+    return forecast(config, engine=ENGINE, source=source, runs=runs, **state)
 
 
 def happened(config: RunConfig, source: BatchSource, folder: Path) -> tuple[RunDirectory, list[dict[str, Any]]]:
@@ -78,13 +79,12 @@ def test_a_run_is_as_foreseen(tiny_text: Path, tmp_path: Path, changes: dict[str
 
 def test_the_rest_of_a_run_is_foreseen_from_where_it_stands(tiny_text: Path, tmp_path: Path) -> None:
     config, source = setting(tiny_text, tmp_path, **STAGED)
-    whole, rest = (foreseen(config, source, tmp_path, begin) for begin in (0, 5))
+    whole, rest = (foreseen(config, source, tmp_path, begin=begin) for begin in (0, 5))
     assert whole.times is not None
     assert rest.times is not None
     begun = sum(source.batch_at(step).count for step in range(5))
     assert whole.tokens - rest.tokens == begun
     assert (whole.times.evaluations, rest.times.evaluations) == (4, 2)
-    assert isinstance(rest.loss, str)
 
 
 def test_ramps_shorten_the_time(tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,3 +144,14 @@ def test_warnings_come_where_they_are_due(tiny_text: Path, tmp_path: Path, monke
     monkeypatch.setattr(TorchEngine, "room", lambda self: None)
     monkeypatch.undo()
     assert foreseen(config, source, tmp_path).fits
+
+
+def test_a_loss_is_foreseen_only_for_a_run_that_starts_afresh(
+    tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, source = setting(tiny_text, tmp_path)
+    assert "other data" in str(foreseen(config, source, tmp_path).loss)
+    monkeypatch.setattr(Scaling, "why_not", lambda *_: None)  # as if it had been fitted
+    assert isinstance(foreseen(config, source, tmp_path).loss, Prediction)
+    for state in ({"begin": 5}, {"fresh": False}):
+        assert "trained weights" in str(foreseen(config, source, tmp_path, **state).loss)

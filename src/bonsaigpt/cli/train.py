@@ -136,7 +136,7 @@ class _Session:
             begin = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source))
         config, why = self._resolve(config, engine, source)
         if arguments.dry_run:
-            return self._foresee(config, why, engine, source, RunDirectory(target))
+            return self._foresee(config, why, engine, source, RunDirectory(target), fresh=opened is None)
 
         def create(environment: dict[str, Any]) -> None:
             RunDirectory.create(target, config, source.tokenizer, environment | {"decisions": why}, start=begin)
@@ -168,7 +168,7 @@ class _Session:
         check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
         if self.arguments.dry_run:
             begin = state["step"] if state is not None else 0
-            return self._foresee(config, {}, engine, source, run_directory, begin)
+            return self._foresee(config, {}, engine, source, run_directory, begin=begin)
 
         def go_on(environment: dict[str, Any]) -> None:
             if config != old:
@@ -206,14 +206,14 @@ class _Session:
         engine: Engine,
         source: BatchSource,
         run_directory: RunDirectory,
-        begin: int = 0,
+        **state: Any,
     ) -> tuple[RunDirectory, int]:
-        """Print what the run would be from step ``begin`` on."""
+        """Print what the run would be from its state on (``begin`` and ``fresh`` of ``forecast``)."""
 
         def show() -> None:
             with progress_bar(self.console) as advance:
                 runs = run_directory.path.parent
-                found = forecast(config, engine=engine, source=source, runs=runs, begin=begin, advance=advance)
+                found = forecast(config, engine=engine, source=source, runs=runs, advance=advance, **state)
             show_forecast(found, why=why, environment=engine.describe(), console=self.console)
 
         engine.world.on_main(show)

@@ -121,6 +121,7 @@ def forecast(
     source: BatchSource,
     runs: Path,
     begin: int = 0,
+    fresh: bool = True,
     advance: Advance = lambda what, done, total: None,
 ) -> Forecast:
     """Foresee a run of a resolved configuration.
@@ -128,6 +129,7 @@ def forecast(
     Args:
         runs: the folder that its own would be made in.
         begin: steps that are done already.
+        fresh: whether it starts from weights that nobody has trained.
     """
     steps = _steps(config, begin)
     batches = {size: source.batch_at(first) for size, (_, first) in steps.items()}
@@ -153,8 +155,8 @@ def forecast(
         times=times,
         checkpoint=4 * parameter_count(config.model) + memory.state,
         checkpoints=3 + kept,  # best and last, and the next one while it is written; the others for good
-        disk_free=shutil.disk_usage(next(p for p in (runs.absolute() / "x").parents if p.is_dir())).free,
-        loss=_loss(config, source, tokens, begin),
+        disk_free=_disk_free(runs.absolute()),
+        loss=_loss(config, source, tokens, fresh=fresh and begin == 0),
     )
 
 
@@ -180,12 +182,17 @@ def _flops(config: RunConfig, batch: Batch) -> int:
     return batch.tokens_BT.size * flops_per_token(config.model, length=batch.tokens_BT.shape[1])
 
 
-def _loss(config: RunConfig, source: BatchSource, tokens: int, begin: int) -> Prediction | str:
+def _disk_free(folder: Path) -> int:
+    """Bytes where the folder is, or would be made."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
+
+
+def _loss(config: RunConfig, source: BatchSource, tokens: int, *, fresh: bool) -> Prediction | str:
     scaling = Scaling.shipped()
     if (reason := scaling.why_not(config, source.fingerprint)) is not None:
         return reason
-    if begin:  # its rate followed a schedule over fewer steps, perhaps down to zero
-        return "the fit is of runs in one go, and this one was begun before"
+    if not fresh:
+        return "the fit is of runs that start afresh, and this one goes on from trained weights"
     return scaling.predict(parameter_count(config.model), tokens)
 
 
