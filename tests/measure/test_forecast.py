@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,31 @@ def test_ramps_shorten_the_time(tiny_text: Path, tmp_path: Path, monkeypatch: py
     assert level.times.training == 15 + 10 * 5
 
 
-def test_the_time_is_of_the_right_size(tiny_text: Path, tmp_path: Path) -> None:
-    """Within a factor of five: another program may come or go between the two."""
-    config, source = setting(tiny_text, tmp_path / "corpora", steps=60, eval_interval=20)
+def test_the_time_is_that_of_the_run(tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a step takes as long as its tokens, and a target of an evaluation 10 ms."""
+    ENGINE.peak_flops()  # measured once, by the true clock
+    now = [0.0]
+
+    def taking(seconds: Callable[..., float], method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **more: Any) -> Any:
+            now[0] += seconds(*arguments, **more)
+            return method(*arguments, **more)
+
+        return timed
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(TorchEngine, "step", taking(lambda _, state, batch, **more: batch.count, TorchEngine.step))
+    monkeypatch.setattr(
+        TorchEngine, "evaluate", taking(lambda _, model, batch, **more: 0.01 * batch.count, TorchEngine.evaluate)
+    )
+    config, source = setting(tiny_text, tmp_path / "corpora", **STAGED)
     found = foreseen(config, source, tmp_path)
     assert found.times is not None
-    began = time.perf_counter()
+    assert found.times.step == 4 * 8
+    now[0] = 0.0
     _, metrics = happened(config, source, tmp_path / "a")
-    elapsed = time.perf_counter() - began
-    assert found.times.training / 5 < metrics[-1]["seconds"] < 5 * found.times.training
-    assert found.times.total / 5 < elapsed < 5 * found.times.total + 2  # checkpoints are written and synchronised
+    assert found.times.training == pytest.approx(metrics[-1]["seconds"])
+    assert found.times.total == pytest.approx(now[0])
 
 
 def test_warnings_come_where_they_are_due(tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
