@@ -1,4 +1,4 @@
-"""What a profiler saw of some steps, in plain values that no engine is needed to read.
+"""What a profiler saw of some steps, or a count foresaw, in plain values that no engine is needed to read.
 
 A span is one thing that ran from one moment to another on one lane: a thread, or a device. Spans of a lane nest or
 follow each other. An engine records them (``torch_engine/profiling.py``); ``measure/anatomy.py`` adds them up.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MARKS", "STEP", "Span", "Trace"]
+__all__ = ["MARKS", "STEP", "Room", "Span", "StepMemory", "Trace"]
 
 STEP = "step"
 """The mark around a whole step."""
@@ -45,3 +45,33 @@ class Trace:
     memory: tuple[tuple[int, int], ...] = ()
     """(ns, bytes that are held from then on) of the device that the model is on, the first from time 0; empty if it was
     not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """What a step will hold on its device, in bytes."""
+
+    parts: dict[str, int]
+    """At its fullest moment, by what it was made for, over all workers: weights, gradients, activations, ..."""
+    state: int
+    """Of the optimizer between steps: moments, momentum, an average of the weights; not cut into shards."""
+
+    @property
+    def total(self) -> int:
+        """At its fullest moment."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory of a device for tensors, in bytes."""
+
+    free: int
+    total: int
+    """Swap included: what asks for more is refused for certain."""
+
+    @property
+    def usable(self) -> int:
+        """What of the free memory a step may take by a count of its tensors: the rest is for what kernels take for
+        themselves, and for what an allocator cannot use."""
+        return int(0.9 * self.free)

@@ -330,6 +330,27 @@ SETTINGS = [
 ]
 
 RUNS = [
+    Case("dry run, misspelt", f"{NEW} --dry-rn", ("--dry-rn", "Did you mean --dry-run?"), mended=f"{NEW} --dry-run"),
+    Case(
+        "dry run of what cannot be",
+        f"{NEW} --dry-run --model.block_size 5000",
+        ("model.block_size = 5000", "smaller block size"),
+        prepares=True,
+        mended="train tiny --dry-run",  # a run that exists is no obstacle
+    ),
+    Case(
+        "dry run of a finished run",
+        "train tiny --resume --dry-run",
+        ("has done all of its 4 steps", "--train.steps 8"),
+        mended="train tiny --resume --dry-run --train.steps 8",
+    ),
+    Case(
+        "dry run from damaged weights",
+        f"{NEW} --dry-run --init tiny@4",
+        (f"{STEP}/model.safetensors is damaged", "use another checkpoint"),
+        flip(f"{STEP}/model.safetensors"),
+        mended=f"{NEW} --dry-run --init tiny@2",
+    ),
     Case("run exists", "train tiny.toml --name tiny", ("runs/tiny exists already", "--resume", "--name"), mended=NEW),
     Case("run trained again", "train runs/tiny", ("runs/tiny exists already", "--resume"), mended=f"{NEW} --seed 1"),
     Case("name of several folders", "train tiny.toml --name a/b", ("named 'a/b'", "one folder", "--name"), mended=NEW),

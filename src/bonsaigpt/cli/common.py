@@ -228,11 +228,13 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     )
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on the terminal: names on the left, figures to the right; where it is narrow, cells take more lines."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:
+    """A table on the terminal: names on the left, figures to the right; where it is narrow, cells take more lines. An
+    empty header is left out; ``words``: the last column is words on the figures."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=any(header))
     for column, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if column else "left", overflow="fold")
+        left = column == 0 or (words and column + 1 == len(header))
+        table.add_column(escape(name), justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console()

@@ -18,13 +18,15 @@ from rich.markup import escape
 from bonsaigpt import __version__, recipes
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
 from bonsaigpt.checkpoint.files import read_state
-from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, runs_folder, settings
+from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, progress_bar, runs_folder, settings
+from bonsaigpt.cli.dryrun import show_forecast
 from bonsaigpt.cli.experiment import as_run, make_engine, open_data, with_overrides, with_vocabulary
 from bonsaigpt.config import RunConfig, dump_toml, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError
 from bonsaigpt.files import write_text
+from bonsaigpt.measure.forecast import forecast
 from bonsaigpt.processes import Process
 from bonsaigpt.train import last_checkpoint, start_state, train
 from bonsaigpt.train.callbacks.console import ConsoleProgress
@@ -39,7 +41,8 @@ __all__ = ["run"]
 
 _EXAMPLE = """  bonsai train shakespeare-char --train.steps 500 --model.n_layer 4 --model.mlp.kind swiglu
   bonsai train runs/shakespeare-char --resume --train.steps 4000
-  bonsai train shakespeare-char --name warm --init runs/shakespeare-char"""
+  bonsai train shakespeare-char --name warm --init runs/shakespeare-char
+  bonsai train shakespeare-char --dry-run --model.n_layer 12"""
 
 
 def run(argv: list[str]) -> int:
@@ -53,6 +56,11 @@ def run(argv: list[str]) -> int:
         action="store_true",
         help="go on with the run if there is one of this name, else start it: for jobs that are started again by "
         "themselves, as torchrun's are after a failure",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell what the run would be, and train nothing: size, memory, work, time, disk, final loss",
     )
     parser.add_argument("--init", metavar="RUN", help="start from the weights of another run (RUN, RUN@last, RUN@500)")
     runs_folder(parser)
@@ -73,6 +81,8 @@ def run(argv: list[str]) -> int:
     else:
         run_directory, code = session.start(folder)
 
+    if arguments.dry_run:
+        return code
     if process.is_main:
         _write_report(run_directory, console)
     if code == 0:
@@ -107,7 +117,8 @@ class _Session:
         # The run is made after all processes have met, and this line comes before: all of them see the same.
         if (arguments.auto_resume or self.process.restarts > 0) and target.exists():
             return self.resume(target, finished_is_fine=True)
-        RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
+        if not arguments.dry_run:
+            RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
         engine = self._engine(config, "a new run")
         opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
         source = self._open_data(config, engine)
@@ -124,6 +135,8 @@ class _Session:
         if opened is not None:
             begin = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source))
         config, why = self._resolve(config, engine, source)
+        if arguments.dry_run:
+            return self._foresee(config, why, engine, source, RunDirectory(target), fresh=opened is None)
 
         def create(environment: dict[str, Any]) -> None:
             RunDirectory.create(target, config, source.tokenizer, environment | {"decisions": why}, start=begin)
@@ -139,7 +152,8 @@ class _Session:
             self.console.print(f"[yellow]changed[/] {escape(change)}", highlight=False)
         tokenizer = run_directory.tokenizer
         engine = self._engine(config, "a resumed run")
-        engine.world.on_main(run_directory.tidy)
+        if not self.arguments.dry_run:
+            engine.world.on_main(run_directory.tidy)
         saved = last_checkpoint(engine, run_directory)  # killed before the first, a run resumes from its beginning
         state = read_state(saved) if saved is not None else None
         if state is not None and state["step"] >= config.train.steps:
@@ -152,6 +166,9 @@ class _Session:
         source = self._open_data(config, engine)
         trained_on = state if state is not None else run_directory.environment
         check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
+        if self.arguments.dry_run:
+            begin = state["step"] if state is not None else 0
+            return self._foresee(config, {}, engine, source, run_directory, begin=begin)
 
         def go_on(environment: dict[str, Any]) -> None:
             if config != old:
@@ -181,6 +198,27 @@ class _Session:
 
         resolved, why = engine.world.on_main(resolve)
         return validate(resolved, origin="the engine's decisions"), why
+
+    def _foresee(
+        self,
+        config: RunConfig,
+        why: dict[str, str],
+        engine: Engine,
+        source: BatchSource,
+        run_directory: RunDirectory,
+        **state: Any,
+    ) -> tuple[RunDirectory, int]:
+        """Print what the run would be from its state on (``begin`` and ``fresh`` of ``forecast``)."""
+
+        def show() -> None:
+            with progress_bar(self.console) as advance:
+                runs = run_directory.path.parent
+                found = forecast(config, engine=engine, source=source, runs=runs, advance=advance, **state)
+            show_forecast(found, why=why, environment=engine.describe(), console=self.console)
+
+        engine.world.on_main(show)
+        engine.close()
+        return run_directory, 0
 
     def _same(self, engine: Engine, words: list[str]) -> None:
         if engine.world.on_main(lambda: words) != words:

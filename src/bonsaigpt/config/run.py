@@ -39,7 +39,8 @@ class TrainConfig(Config):
     """Start with shorter contexts and grow to block_size: windows are cut into shorter rows, so a step keeps its
     tokens. Lengths are rounded down to a divisor of block_size."""
     micro_batch: int = Field(default=0, ge=0)
-    """Sequences in one forward pass, to save memory; the gradient is the same. 0 means as many as suit the device."""
+    """Sequences in one forward pass, to save memory; the gradient is the same. 0 means as many as suit the device
+    and fit into its memory."""
     recompute: bool = False
     """Recompute the activations of each block in the backward pass: less memory, a third more work."""
     eval_interval: int = Field(default=250, ge=1)

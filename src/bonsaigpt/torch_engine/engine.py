@@ -28,13 +28,15 @@ from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.formats import decide_matrices, decide_precision
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
+from bonsaigpt.torch_engine.memory import count_step
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
 from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.parallel import Layout, Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
-from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, train_step
+from bonsaigpt.torch_engine.room import Choice, choose_rows, room
+from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
-from bonsaigpt.trace import Trace
+from bonsaigpt.trace import Room, StepMemory, Trace
 
 if TYPE_CHECKING:
     from bonsaigpt.torch_engine.shard_files import ShardFiles
@@ -91,27 +93,43 @@ class TorchEngine:
         """
         why: dict[str, str] = {}
         workers, why["workers"] = self._workers(config)
-        rows, why["micro_batch"] = self._micro_batch(config, workers)
-        config = derive(config, train={"workers": workers, "micro_batch": rows})
+        choice = self._rows(config, workers)
+        why["micro_batch"] = choice.why
+        config = derive(config, train={"workers": workers, "micro_batch": choice.rows})
         device = self.placement.device
         if isinstance(config.optim.matrices, MuonMatrices):  # before train.precision, which it follows if that is asked
             number_format, why["matrices"] = decide_matrices(config, device)
             matrices = config.optim.matrices.model_dump() | {"precision": number_format}
             config = derive(config, optim={"matrices": matrices})
+        if not choice.fits:  # what is open would be decided by taking steps
+            open_ones = {"compile": "off"} if config.train.compile == "auto" else {}
+            if config.train.precision == "auto" and device.type == "cpu":
+                open_ones["precision"] = "fp32"
+            config = derive(config, train=open_ones)
         measured: dict[str, float] = {}
 
         def seconds_a_step(tried: RunConfig) -> float:
             settings = tried.model_dump_json()
             if settings not in measured:
-                measured[settings] = self._seconds_a_step(tried, batch)
+                measured[settings] = min(self.time_steps(tried, batch, 3)[1:])
             return measured[settings]
 
         precision, why["precision"] = decide_precision(config, device, seconds_a_step)
         config = derive(config, train={"precision": precision})
         decision = decide(config, device, seconds_a_step)
         why["compile"] = decision.why
+        if not choice.fits:
+            why["compile"] = why["precision"] = "a step may not fit into memory, so none was measured"
         kernel = {"compile": "on" if decision.compile else "off", "attention_kernel": decision.attention_kernel}
-        return derive(config, train=kernel), why
+        config = derive(config, train=kernel)
+        self._follow(config)
+        return config, why
+
+    def _follow(self, config: RunConfig) -> None:
+        """Compute in the number format that was decided since this engine was made."""
+        decided = NUMBER_FORMATS.get(config.train.precision, self.placement.dtype)
+        if decided != self.placement.dtype:
+            self.placement = choose_placement(str(self.placement.device), config.train.precision)
 
     def _workers(self, config: RunConfig) -> tuple[int, str]:
         if self.placement.device.type != "cpu":
@@ -120,26 +138,62 @@ class TorchEngine:
             return 1, "one: dropout draws from a generator that workers would share"
         return self.pool.count, f"{self.pool.count}, each with its part of the batch and {self.pool.threads} threads"
 
-    def _micro_batch(self, config: RunConfig, workers: int) -> tuple[int, str]:
-        if config.train.micro_batch:
-            return config.train.micro_batch, "as asked"
-        rows = config.train.batch_size
-        if self.placement.device.type == "cpu":
+    def _rows(self, config: RunConfig, workers: int) -> Choice:
+        train, device = config.train, self.placement.device
+        rows = train.micro_batch or train.batch_size
+        if device.type == "cpu" and not train.micro_batch:
             # Passes of some hundred tokens lose no speed on a CPU and keep a fraction of the activations.
             rows = min(math.ceil(rows / workers), max(1, CPU_PASS // config.model.block_size))
-        return rows, f"{rows} sequences in one pass"
 
-    def _seconds_a_step(self, config: RunConfig, batch: Batch) -> float:
-        """A step on scratch weights with this process' rows: the fastest of three after one that warms up."""
+        def count(rows: int, kernel: str) -> int:
+            chosen = {"attention_kernel": kernel if train.attention_kernel == "auto" else train.attention_kernel}
+            tried = derive(config, train={"workers": workers, "micro_batch": rows, **chosen})
+            return self.step_memory(tried).total
+
+        return choose_rows(
+            config,
+            # On a CPU either kernel may turn out the faster one, and the plain one holds more.
+            lambda rows: count(rows, "plain" if device.type == "cpu" else "sdpa"),
+            least=lambda: count(1, "sdpa"),
+            rows=rows,
+            own=math.ceil(train.batch_size / self.world.size),
+            workers=workers,
+            space=self.room(),
+        )
+
+    def step_memory(self, config: RunConfig) -> StepMemory:
+        """The bytes that a step of a resolved configuration will hold in this process, counted without computing."""
+        train, workers = config.train, config.train.workers or 1
+        rows, batch = train.micro_batch or train.batch_size, math.ceil(train.batch_size / self.world.size)
+        parts = cuts(batch, rows, workers)
+        return count_step(
+            config,
+            self.placement,
+            rows=max(last - first for first, last in parts),
+            passes=math.ceil(len(parts) / workers),
+            workers=min(workers, len(parts)),
+            shards=self.world.size if train.parallel == "fsdp" else 1,
+        )
+
+    def room(self) -> Room | None:
+        """The memory of this process' device; on a CPU its part, as other processes may share it."""
+        found = room(self.placement.device)
+        if found is None or self.placement.device.type != "cpu":
+            return found
+        return Room(found.free // self.world.size, found.total)
+
+    def time_steps(self, config: RunConfig, batch: Batch, count: int) -> list[float]:
+        """Seconds of a first step on scratch weights with this process' rows, which warms up and may compile, and of
+        ``count`` more."""
         alone = copy(self)
         alone.world = World(Process(), self.placement.device)
         batch = batch.share(0, self.world.size)
         state, seconds = alone.init(config), []
-        for step in range(4):
+        for step in range(1 + count):
             began = time.perf_counter()
             alone.step(state, batch, config=config, share=1.0, step=step).host()
             seconds.append(time.perf_counter() - began)
-        return min(seconds[1:])
+        return seconds
 
     def init(self, config: RunConfig, values: Arrays | None = None) -> State:
         """A fresh state: weights from the seed, or from ``values``; the optimizer starts anew."""
@@ -149,9 +203,7 @@ class TorchEngine:
         device = self.placement.device
         if device.type == "cpu":
             keep_memory()
-        decided = NUMBER_FORMATS.get(config.train.precision, self.placement.dtype)
-        if decided != self.placement.dtype:  # since this engine was made
-            self.placement = choose_placement(str(device), config.train.precision)
+        self._follow(config)
         # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
         pool = self.pool if config.model.dropout == 0 else WorkerPool()
         if config.train.parallel == "fsdp" and self.world.size > 1:

@@ -1,0 +1,140 @@
+"""The fit behind the loss that `bonsai train --dry-run` predicts: recipe `shakespeare-char-best`, smaller and larger,
+shorter and longer, and through all final losses the curve of Hoffmann et al. 2022 (see ``measure/scaling.py``).
+
+Losses depend on neither the machine's speed nor its load, so the runs go through a pool of one-thread processes.
+Finished runs are kept in a file, so a second call goes on where the first was stopped. ``--write`` puts the fit into
+the package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import finish, guarded, parser, positive, progress, show
+from duel import text_overrides
+
+from bonsaigpt import recipes
+from bonsaigpt.config import RunConfig, derive
+from bonsaigpt.data.prepare import open_source
+from bonsaigpt.engines import load_engine
+from bonsaigpt.files import write_text
+from bonsaigpt.measure import evaluate
+from bonsaigpt.measure import scaling as scaling_module
+from bonsaigpt.measure.scaling import Scaling, compared_settings, leave_one_out
+from bonsaigpt.spec import parameter_count
+from bonsaigpt.train.schedule import schedule_share
+
+RECIPE = "shakespeare-char-best"
+TEXT = "Tiny Shakespeare in characters, its last tenth held out"
+HEAD_WIDTH = 64
+GRID = {
+    (2, 64): (500, 1000, 2000, 4000),
+    (3, 128): (250, 500, 1000, 2000),
+    (4, 128): (250, 500, 1000, 2000),
+    (4, 192): (250, 500, 1000),
+    (6, 192): (500,),
+}
+"""Steps for each (layers, width). The largest models at the longest runs would take half of the whole time."""
+
+
+def main() -> None:
+    """Train what is missing, fit, print."""
+    arguments = _arguments()
+    config = _config((4, 128), 1, arguments)
+    source = open_source(config, arguments.corpora)  # the tokens are on the disk before the pool starts
+    settings = compared_settings(config)
+    done = _finished(arguments.done, settings)
+    jobs = [(size, steps) for size, lengths in GRID.items() for steps in lengths if _name(size, steps) not in done]
+    jobs.sort(key=lambda job: job[0][0] * job[0][1] ** 2 * job[1])  # the shortest first: little is lost by a stop
+    pool = ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))
+    with pool, progress("runs", len(jobs)) as advance:
+        futures = {pool.submit(_run, *job, arguments): _name(*job) for job in jobs}
+        for number, future in enumerate(as_completed(futures), start=1):
+            name = futures[future]
+            done[name] = future.result()
+            with arguments.done.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"run": name, "found": done[name], "settings": settings}) + "\n")
+            advance(number, f"{name}: {done[name][2]:.4f}")
+    names = [_name(size, steps) for size, lengths in GRID.items() for steps in lengths]
+    corpus = source.fingerprint.partition("-")[0]
+    scaling = Scaling.of([done[name] for name in names], config, corpus=corpus, text=TEXT)
+    _print(scaling, names)
+    if arguments.write:
+        path = Path(scaling_module.__file__).with_name("scaling.json")
+        write_text(path, scaling.to_json())
+        print(f"written: {path}", file=sys.stderr)
+
+
+def _name(size: tuple[int, int], steps: int) -> str:
+    return f"{size[0]} layers of {size[1]}, {steps} steps"
+
+
+def _finished(path: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, float]]:
+    """Runs of an earlier call under the same settings."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["run"]: tuple(line["found"]) for line in lines if line["settings"] == settings}
+
+
+def _config(size: tuple[int, int], steps: int, arguments: Any) -> RunConfig:
+    layers, width = size
+    own = {
+        "seed": arguments.seed,
+        "model": {"n_layer": layers, "n_embd": width, "n_head": width // HEAD_WIDTH},
+        "train": {"steps": steps},
+    }
+    return recipes.load(RECIPE, recipes.merge(text_overrides(arguments.text), own))
+
+
+def _run(size: tuple[int, int], steps: int, arguments: Any) -> tuple[int, int, float]:
+    """Parameters, training tokens and the final loss over the whole validation split of one run, on one thread."""
+    config = _config(size, steps, arguments)
+    source = open_source(config, arguments.corpora)
+    config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
+    engine = load_engine("torch", device="cpu", threads=1)
+    state, tokens = engine.init(config), 0
+    for step in range(steps):
+        batch = source.batch_at(step)
+        engine.step(state, batch, config=config, share=schedule_share(config, step), step=step)
+        tokens += batch.count
+    return parameter_count(config.model), tokens, round(evaluate(engine, engine.model_of(state), source).loss, 5)
+
+
+def _print(scaling: Scaling, names: list[str]) -> None:
+    errors = leave_one_out(scaling.runs)
+    rows = [
+        (name, f"{n:,}", f"{d:,}", f"{loss:.4f}", f"{scaling.loss(n, d) - loss:+.4f}", f"{error:+.4f}")
+        for name, (n, d, loss), error in zip(names, scaling.runs, errors, strict=True)
+    ]
+    form = f"L = {scaling.E:.4f} + {scaling.A:.4g} / N^{scaling.a:.4f} + {scaling.B:.4g} / D^{scaling.b:.4f}"
+    columns = ("run", "N", "D", "loss, nats", "fit - loss", "fit of the others - loss")
+    show(f"{RECIPE}, {TEXT}\n{form}", columns, rows)
+    worst = max(map(abs, errors))
+    print(f"fits that had not seen a run miss it by {scaling.spread:.4f} nats (root mean square), {worst:.4f} at worst")
+    finish({"benchmark": "scaling", "fit": json.loads(scaling.to_json()), "left_out": errors})
+
+
+def _arguments() -> Any:
+    flags = parser(__doc__ or "", "python benchmarks/track/scaling.py --text tinyshakespeare.txt --write")
+    flags.add_argument("--text", type=Path, metavar="FILE", help="Tiny Shakespeare (default: the one on this disk)")
+    flags.add_argument("--seed", type=int, default=1337, help="of all runs (default: 1337)")
+    flags.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="runs at a time (default: all cores)")
+    flags.add_argument("--corpora", type=Path, default=Path("corpora"), help="where token shards live")
+    flags.add_argument(
+        "--done", type=Path, metavar="FILE", default=Path("scaling-runs.jsonl"), help="keeps finished runs"
+    )
+    flags.add_argument("--write", action="store_true", help="put the fit into the package")
+    return flags.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))

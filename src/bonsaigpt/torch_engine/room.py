@@ -1,0 +1,135 @@
+"""What memory a device has, and how many rows a pass may take so that a step fits into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bonsaigpt.config import RunConfig
+from bonsaigpt.errors import DeviceError
+from bonsaigpt.spec import parameter_count
+from bonsaigpt.trace import Room
+
+__all__ = ["Choice", "at_most", "choose_rows", "fitting_rows", "room"]
+
+
+def room(device: torch.device) -> Room | None:
+    """What the device has, and what of it is free now; None where the system does not tell."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Room(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return Room(total - torch.mps.driver_allocated_memory(), total)
+    try:
+        lines = [line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()]
+        sizes = {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}
+        found = Room(sizes["MemAvailable"], sizes["MemTotal"] + sizes["SwapTotal"])
+    except (OSError, KeyError, ValueError):  # no Linux
+        return None
+    return _in_container(found)
+
+
+def _in_container(found: Room, group: Path = Path("/sys/fs/cgroup")) -> Room:
+    """The same within the limit of a container (cgroup v2), which /proc/meminfo does not know."""
+    with suppress(OSError, ValueError, KeyError):  # no container, or no limit: the word `max`
+        most = int((group / "memory.max").read_text())
+        words = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        held = int((group / "memory.current").read_text()) - int(words["inactive_file"])  # the kernel can drop these
+        return Room(min(found.free, max(0, most - held)), min(found.total, most))
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many sequences of a whole block one pass takes."""
+
+    rows: int
+    why: str
+    fits: bool
+    """False if even so a step is likely to need more memory than there is."""
+
+
+def choose_rows(
+    config: RunConfig,
+    count: Callable[[int], int],
+    *,
+    least: Callable[[], int],
+    rows: int,
+    own: int,
+    workers: int,
+    space: Room | None,
+) -> Choice:
+    """``rows``, or if a step of them does not fit, as many as do.
+
+    Args:
+        count: the bytes of a step whose passes take so many rows.
+        least: of a step of single rows, computed in the most sparing way.
+        own: rows of a step that this process takes.
+
+    Raises:
+        DeviceError: ``least`` is more than the device has altogether.
+    """
+    asked = config.train.micro_batch > 0
+    why = "as asked" if asked else f"{rows} sequences in one pass"
+    if space is None or at_most(config, rows=rows, workers=workers) <= space.usable:
+        return Choice(rows, why, fits=True)
+    try:
+        needed = count(rows)
+        if needed <= space.usable:
+            return Choice(rows, why, fits=True)
+        fitting = None if asked else fitting_rows(count, min(rows, own), space.usable)
+        single = 0 if fitting else least()
+    except Exception as error:  # what torch cannot do with fake tensors on some device is no reason not to train
+        return Choice(rows, f"{why}; its memory could not be counted ({type(error).__name__})", fits=True)
+    free = f"{_gigabytes(space.free)} are free"
+    if fitting:
+        return Choice(fitting, f"{fitting} sequences in one pass: {rows} need {_gigabytes(needed)}, {free}", fits=True)
+    if single > space.total:
+        remedies = ["--train.recompute true"] * (not config.train.recompute) + ["--train.workers 1"] * (workers > 1)
+        raise DeviceError(
+            f"a step needs {_gigabytes(single)} of memory even with one sequence in a pass, and this device has "
+            f"{_gigabytes(space.total)}: try {', '.join([*remedies, 'a smaller model, a smaller model.block_size'])}"
+        )
+    if asked:
+        return Choice(rows, f"as asked, but a step needs about {_gigabytes(needed)}, {free}", fits=False)
+    return Choice(1, f"one sequence in a pass, but even so a step needs {_gigabytes(single)}, {free}", fits=False)
+
+
+def fitting_rows(count: Callable[[int], int], rows: int, usable: int) -> int | None:
+    """The largest near-even part of ``rows`` whose count of bytes is at most ``usable``; None if one row's is more.
+
+    What a pass holds is a fixed part and so much a row, but for the head, which changes its way with the number of
+    logits: so a guess from two counts is counted again before it is believed.
+    """
+    count = cache(count)
+    passes = 1
+    while True:
+        part = math.ceil(rows / passes)
+        if count(part) <= usable:
+            return part
+        if part == 1:
+            return None
+        each = (count(part) - count(1)) / (part - 1)
+        guess = 1 + max(0.0, usable - count(1)) / max(1.0, each)
+        passes = min(rows, max(passes + 1, math.ceil(rows / guess)))
+
+
+def at_most(config: RunConfig, *, rows: int, workers: int) -> int:
+    """A generous bound on the bytes of ``count_step``: below it nobody needs to count, which takes some tenths of a
+    second. Twice and more of all that the largest variant of a block keeps, in float32."""
+    model = config.model
+    tokens = rows * model.block_size
+    each = 40 * model.n_embd + 10 * model.hidden + 8 * model.n_head * model.block_size
+    activations = tokens * (model.n_layer * each + 10 * model.vocabulary_rows)
+    return 4 * (workers * (2 * activations + 2 * parameter_count(model)) + 20 * parameter_count(model))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"

@@ -1,0 +1,151 @@
+"""`bonsai train --dry-run`: a table and nothing else; and whatever a run would be refused for is refused here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bonsaigpt.cli import main
+from bonsaigpt.cli.dryrun import count, duration, quantity, size
+from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.trace import Room
+
+FLAGS = ["--data.path", "text.txt", "--data.tokenizer.kind", "chars", "--train.steps", "6"]
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(tiny_text.read_text())
+    return tmp_path
+
+
+def bonsai(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_a_recipe_gives_a_table_and_no_run(
+    workshop: Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bonsai("train", "my-text", *FLAGS, *tiny_flags, "--dry-run", "--train.batch_size", 6) == 0
+    said = capsys.readouterr().out
+    assert not Path("runs").exists()
+    table = " ".join(said.split())
+    for words in (
+        "parameters 3.",
+        "1 layers of width 16, block 8",
+        "activations",
+        "tokens 288 the training text 0.1",
+        "a full step takes",
+        "2 evaluations of",
+        "MFU",
+        "at most 3 checkpoints of",
+        "final loss unknown the fit is of Tiny Shakespeare in characters",
+        "micro-batch 6 6 sequences in one pass",
+        "compile off off, as asked",
+        "nothing was trained",
+    ):
+        assert words in table, (words, said)
+    assert "warning" not in table
+
+
+def test_a_runs_own_configuration_and_what_is_left_of_a_run(
+    workshop: Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bonsai("train", "my-text", "--name", "a", *FLAGS, *tiny_flags) == 0
+    before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert bonsai("train", "runs/a", "--dry-run") == 0
+    assert "tokens 192 " in " ".join(capsys.readouterr().out.split())  # 6 steps of 4 rows of 8
+    assert bonsai("train", "runs/a/config.toml", "--dry-run", "--train.batch_size", 2, "--train.micro_batch", 0) == 0
+    assert "tokens 96 " in " ".join(capsys.readouterr().out.split())
+    assert bonsai("train", "runs/a", "--resume", "--dry-run", "--train.steps", 9) == 0
+    assert "tokens 96 " in " ".join(capsys.readouterr().out.split())
+    assert bonsai("train", "my-text", *FLAGS, *tiny_flags, "--name", "b", "--init", "runs/a", "--dry-run") == 0
+    assert "final loss" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
+
+
+def test_warnings_are_plain(
+    workshop: Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "my-text", *FLAGS, *tiny_flags, "--dry-run"]
+    assert bonsai(*words, "--train.steps", 2000) == 0
+    assert re.search(r"warning: the data would be seen 36\.\d times", capsys.readouterr().out)
+    monkeypatch.setattr(TorchEngine, "room", lambda self: Room(free=1000, total=10**12))
+    assert bonsai(*words) == 0
+    said = capsys.readouterr().out
+    assert "warning: memory will not do" in said
+    assert "one sequence in a pass" in said
+    assert "no step was timed" in said
+    monkeypatch.setattr(TorchEngine, "room", lambda self: Room(free=1000, total=1000))
+    assert bonsai(*words) == 2
+    assert "try --train.recompute true" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_the_toy_has_no_epochs(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--train.steps", 3, "--data.val_examples", 8, "--train.compile", "off", "--train.batch_size", 2]
+    assert bonsai("train", "sort", "--dry-run", *flags) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tokens 36 work" in said  # 3 steps of 2 answers of 6 digits
+
+
+def test_the_tracks_recipe_is_predicted(
+    workshop: Path, shared_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchEngine, "time_steps", lambda *_: [0.1, 0.1])
+    text = ["--data.path", shared_data / "tinyshakespeare.txt", "--train.compile", "off"]
+    assert bonsai("train", "shakespeare-char-best", "--dry-run", *text) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    found = re.search(r"final loss about (1\.\d\d) nats ± (0\.\d+), from the fit", said)
+    assert found is not None, said
+    assert abs(float(found[1]) - 1.59) < 0.03
+    assert "extrapolated" not in said
+    # The same tokens by another name; twice the size is beyond the runs; another block is not spoken of.
+    files = ["--data.kind", "files", "--data.split", "tail", *text]
+    assert bonsai("train", "shakespeare-char-best", "--dry-run", *files, "--train.steps", 50_000) == 0
+    assert "extrapolated: 38.4 M tokens" in " ".join(capsys.readouterr().out.split())
+    assert bonsai("train", "shakespeare-char", "--dry-run", *text) == 0
+    assert "final loss unknown" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("train my-txt --dry-run", "Did you mean 'my-text'"),
+        ("train my-text --dry-rn", "Did you mean --dry-run?"),
+        ("train my-text --dry-run --data.path nowhere.txt", "nowhere.txt"),
+        ("train my-text --dry-run --data.path text.txt --model.n_embd 15", "divisible"),
+        ("train runs/nobody --dry-run", "there is no run"),
+        ("train my-text --dry-run --resume", "--resume needs the folder of a run"),
+        ("train my-text --dry-run --data.path text.txt --name a/b", "name"),
+        ("train my-text --dry-run --data.path text.txt --init runs/nobody", "no run"),
+    ],
+)
+def test_bad_input_is_refused_as_without_it(
+    workshop: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bonsai(*words.split()) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_numbers_have_units() -> None:
+    assert [count(n) for n in (812, 803_072, 1_536_000)] == ["812", "803 k", "1.54 M"]
+    assert quantity(7.93e12, "FLOP") == "7.93 TFLOP"
+    assert [size(n) for n in (12, 2048, 35.87 * 2**20, 24 * 2**30)] == ["12 bytes", "2 KiB", "35.87 MiB", "24 GiB"]
+    assert [duration(s) for s in (0.0408, 2.34, 59.2, 250, 3600, 25_500, 180_000)] == [
+        "40.8 ms",
+        "2.34 s",
+        "59.2 s",
+        "4 min 10 s",
+        "1 h 0 min",
+        "7 h 5 min",
+        "2 days 2 h",
+    ]
