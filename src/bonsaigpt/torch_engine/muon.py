@@ -107,8 +107,6 @@ class Muon:
 
     def step(self, share: float, keep: Tensor) -> None:
         """Update at ``share`` of the peak rate if ``keep`` (a scalar on the device) is 1; if it is 0 change nothing."""
-        if not keep.is_cuda and not keep.item():  # only a GPU would have to be waited for
-            return
 
         def update(batch: int) -> None:
             with mark("optimizer"):
@@ -120,8 +118,8 @@ class Muon:
     def _update(self, index: int, share: float, keep: Tensor) -> None:
         config, batch, momentum = self.config, self._batches[index], self._momenta[index]
         gradients = torch.stack([m.lying(gradient_of(m)[m.first : m.last]) for m in batch]).float()
-        if keep.is_cuda:  # a skipped gradient may hold NaN, and 0 * NaN is NaN
-            gradients = torch.where(keep > 0, gradients, 0.0)
+        # A skipped gradient may hold NaN, and 0 * NaN is NaN. torch.where would do in five times the time.
+        gradients.nan_to_num_(0.0, 0.0, 0.0).mul_(keep)
         momentum.lerp_(gradients, (1.0 - config.momentum) * keep)
         updates = orthogonalize(gradients.lerp_(momentum, config.momentum), config.iterations, number_format(config))
         for matrix, update in zip(batch, updates, strict=True):
