@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bonsaigpt.errors import BonsaiError
 
-__all__ = ["Summary", "finish", "guarded", "interleave", "machine", "parser", "positive", "progress", "show"]
+__all__ = ["Ledger", "Summary", "finish", "guarded", "interleave", "machine", "parser", "positive", "progress", "show"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,24 @@ class Summary:
         numbers = (self.median, self.quartile_1, self.quartile_3, self.low, self.high)
         median, first, third, low, high = (f"{value:,.{digits}f}" for value in numbers)
         return f"{median} (quartiles {first} to {third}, all {low} to {high}, n = {self.n})"
+
+
+class Ledger:
+    """Finished runs in a file, one JSON object a line: a second call goes on where the first was stopped."""
+
+    def __init__(self, path: Path, settings: Any) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.found: dict[str, Any] = {}
+        """What came of each run under these settings, by its name."""
+        if path.exists():
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            self.found = {line["run"]: line["found"] for line in lines if line["settings"] == self.settings}
+
+    def add(self, run: str, found: Any) -> None:
+        """One more."""
+        self.found[run] = found
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"run": run, "found": found, "settings": self.settings}) + "\n")
 
 
 def machine(threads: int = 0) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from common import finish, guarded, machine, parser, positive, progress, show
+from common import Ledger, finish, guarded, machine, parser, positive, progress, show
 from duel import text_overrides
 
 from bonsaigpt import recipes
@@ -102,28 +102,31 @@ def main() -> None:
         raise ConfigError(f"there is no variant {sorted(unknown)}: use some of {sorted(chosen)}")
     lengths = {f"base, {share:.0%} of the steps": share for share in LENGTHS}
     chosen |= {name: {"train": {"steps": round(share * steps)}} for name, share in lengths.items()}
-    jobs = [(name, 1337 + seed) for seed in range(arguments.seeds) for name in chosen]
-    losses: dict[tuple[str, int], float] = {}
-    _final_loss(
-        {}, 1337, arguments.text, arguments.corpora, steps=1
-    )  # the tokens are on the disk before the pool starts
+    ledger = Ledger(arguments.done, base.model_dump(mode="json", exclude={"data", "about"}))
+    jobs = {f"{name}, seed {seed}": (name, seed) for seed in _seeds(arguments) for name in chosen}
+    missing = {run: job for run, job in jobs.items() if run not in ledger.found}
+    open_source(base, arguments.corpora)  # the tokens are on the disk before the pool starts
     pool = ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))
-    with pool, progress("runs", len(jobs)) as advance:
+    with pool, progress("runs", len(missing)) as advance:
         futures = {
-            pool.submit(_final_loss, chosen[name], seed, arguments.text, arguments.corpora): (name, seed)
-            for name, seed in jobs
+            pool.submit(_final_loss, chosen[name], seed, arguments.text, arguments.corpora): run
+            for run, (name, seed) in missing.items()
         }
-        for future in as_completed(futures):
-            name, seed = futures[future]
-            losses[name, seed] = future.result()
-            advance(len(losses), f"{name}, seed {seed}: {losses[name, seed]:.4f}")
+        for number, future in enumerate(as_completed(futures), start=1):
+            run = futures[future]
+            ledger.add(run, future.result())
+            advance(number, f"{run}: {ledger.found[run]:.4f}")
+    losses = {job: ledger.found[run] for run, job in jobs.items()}
     _print(chosen, lengths, losses, steps, arguments)
 
 
-def _final_loss(changes: dict[str, Any], seed: int, text: Path | None, corpora: Path, *, steps: int = 0) -> float:
+def _seeds(arguments: Any) -> list[int]:
+    return [1337 + seed for seed in range(arguments.seeds)]
+
+
+def _final_loss(changes: dict[str, Any], seed: int, text: Path | None, corpora: Path) -> float:
     """Of one run, over the whole validation split; on one thread, so that its bits do not depend on the load."""
-    own = {"seed": seed, "train": {"steps": steps} if steps else {}}
-    config = recipes.load(RECIPE, recipes.merge(recipes.merge(text_overrides(text), changes), own))
+    config = recipes.load(RECIPE, recipes.merge(recipes.merge(text_overrides(text), changes), {"seed": seed}))
     source = open_source(config, corpora)
     config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
     engine = load_engine("torch", device="cpu", threads=1)
@@ -140,7 +143,7 @@ def _print(
     steps: int,
     arguments: Any,
 ) -> None:
-    seeds = [1337 + seed for seed in range(arguments.seeds)]
+    seeds = _seeds(arguments)
     runs = {name: [losses[name, seed] for seed in seeds] for name in chosen}
     base = estimate(runs[BASE])
     curve = sorted([(share, estimate(runs[name]).mean) for name, share in lengths.items()] + [(1.0, base.mean)])
@@ -176,6 +179,13 @@ def _arguments() -> Any:
     flags.add_argument("--seeds", type=positive, default=5, help="runs of each variant (default: 5)")
     flags.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="runs at a time (default: all cores)")
     flags.add_argument("--only", nargs="*", default=[], metavar="VARIANT", help="these variants alone, and the base")
+    flags.add_argument(
+        "--done",
+        type=Path,
+        default=Path("effects.jsonl"),
+        metavar="FILE",
+        help="finished runs (default: effects.jsonl)",
+    )
     flags.add_argument("--corpora", type=Path, default=Path("corpora"), help="where token shards live")
     return flags.parse_args()
 

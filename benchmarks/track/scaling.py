@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import finish, guarded, parser, positive, progress, show
+from common import Ledger, finish, guarded, parser, positive, progress, show
 from duel import text_overrides
 
 from bonsaigpt import recipes
@@ -51,21 +51,21 @@ def main() -> None:
     config = _config((4, 128), 1, arguments)
     source = open_source(config, arguments.corpora)  # the tokens are on the disk before the pool starts
     settings = compared_settings(config)
-    done = _finished(arguments.done, settings)
-    jobs = [(size, steps) for size, lengths in GRID.items() for steps in lengths if _name(size, steps) not in done]
+    ledger = Ledger(arguments.done, settings)
+    sizes = [(size, steps) for size, lengths in GRID.items() for steps in lengths]
+    jobs = [job for job in sizes if _name(*job) not in ledger.found]
     jobs.sort(key=lambda job: job[0][0] * job[0][1] ** 2 * job[1])  # the shortest first: little is lost by a stop
     pool = ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))
     with pool, progress("runs", len(jobs)) as advance:
         futures = {pool.submit(_run, *job, arguments): _name(*job) for job in jobs}
         for number, future in enumerate(as_completed(futures), start=1):
             name = futures[future]
-            done[name] = future.result()
-            with arguments.done.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"run": name, "found": done[name], "settings": settings}) + "\n")
-            advance(number, f"{name}: {done[name][2]:.4f}")
-    names = [_name(size, steps) for size, lengths in GRID.items() for steps in lengths]
+            ledger.add(name, future.result())
+            advance(number, f"{name}: {ledger.found[name][2]:.4f}")
+    names = [_name(*job) for job in sizes]
     corpus = source.fingerprint.partition("-")[0]
-    scaling = Scaling.of([done[name] for name in names], config, corpus=corpus, text=TEXT)
+    runs = [(int(n), int(d), float(loss)) for n, d, loss in (ledger.found[name] for name in names)]
+    scaling = Scaling.of(runs, config, corpus=corpus, text=TEXT)
     _print(scaling, names)
     if arguments.write:
         path = Path(scaling_module.__file__).with_name("scaling.json")
@@ -75,14 +75,6 @@ def main() -> None:
 
 def _name(size: tuple[int, int], steps: int) -> str:
     return f"{size[0]} layers of {size[1]}, {steps} steps"
-
-
-def _finished(path: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, float]]:
-    """Runs of an earlier call under the same settings."""
-    if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["run"]: tuple(line["found"]) for line in lines if line["settings"] == settings}
 
 
 def _config(size: tuple[int, int], steps: int, arguments: Any) -> RunConfig:
