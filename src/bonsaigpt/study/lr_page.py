@@ -74,8 +74,8 @@ def _suggested(study: LrStudy) -> str:
 def _words(study: LrStudy, sweep: Sweep) -> str:
     """What is drawn, in sentences."""
     words = [
-        f"Each training has {study.steps:,} steps, with the recipe's schedule shrunk to them; the loss is that of the "
-        "whole validation split after the last one."
+        f"Each training has {study.steps:,} steps, with the recipe's own schedule over them; the loss is that of "
+        "the whole validation split after the last one."
     ]
     if len(sweep.plan.seeds) > 1:
         words.append("A dot is the mean over the seeds, a dash one seed, a bar the 95 % interval (Student's t).")
