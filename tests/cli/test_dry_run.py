@@ -36,7 +36,7 @@ def test_a_recipe_gives_a_table_and_no_run(
     table = " ".join(said.split())
     for words in (
         "parameters 3.",
-        "1 layers of width 16, block 8",
+        "1 layer of width 16, block 8",
         "activations",
         "tokens 288 the training text 0.1",
         "a full step takes",

@@ -37,7 +37,7 @@ def show_forecast(found: Forecast, *, why: dict[str, str], environment: dict[str
 
 def _model_rows(found: Forecast) -> list[_Row]:
     model = found.config.model
-    shape = f"{model.n_layer} layers of width {model.n_embd}, block {model.block_size}"
+    shape = f"{model.n_layer} layer{'s' * (model.n_layer > 1)} of width {model.n_embd}, block {model.block_size}"
     matrices = f"{count(found.matrix_parameters)} of them in matrices"
     return [("parameters", count(found.parameters), f"{matrices}; {shape}")]
 
