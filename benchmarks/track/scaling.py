@@ -36,11 +36,10 @@ RECIPE = "shakespeare-char-best"
 TEXT = "Tiny Shakespeare in characters, its last tenth held out"
 HEAD_WIDTH = 64
 GRID = {
-    (2, 64): (500, 1000, 2000, 4000),
+    (2, 64): (500, 1000, 2000),
     (3, 128): (250, 500, 1000, 2000),
     (4, 128): (250, 500, 1000, 2000),
-    (4, 192): (250, 500, 1000),
-    (6, 192): (500,),
+    (4, 192): (250, 500),
 }
 """Steps for each (layers, width). The largest models at the longest runs would take half of the whole time."""
 
