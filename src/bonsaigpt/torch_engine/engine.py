@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchEngine"]
 
-CPU_PASS = 1024
+CPU_PASS = 768
 """Tokens in one forward pass on a CPU, where nothing else is asked."""
 
 
