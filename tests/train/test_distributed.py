@@ -38,7 +38,8 @@ FSDP = ("--train.parallel", "fsdp")
 CUT = ("--train.micro_batch", "1")
 # All that a shard must get right beside AdamW: whole matrices for Muon, an average, grouped heads, a head of its own.
 RICH = (
-    *("--optim.matrices.kind", "muon", "--optim.ema", "0.9", "--optim.z_loss", "1e-4"),
+    *("--optim.matrices.kind", "muon", "--optim.matrices.precision", "fp32"),  # bf16 rounds to 1e-3, whoever adds up
+    *("--optim.ema", "0.9", "--optim.z_loss", "1e-4"),
     *("--model.attention.n_kv_head", "1", "--model.tie_embeddings", "false", "--model.bias", "true"),
 )
 
