@@ -103,7 +103,7 @@ def test_the_tracks_recipe_is_predicted(
     said = " ".join(capsys.readouterr().out.split())
     found = re.search(r"final loss about (1\.\d\d) nats ± (0\.\d+), from the fit", said)
     assert found is not None, said
-    assert abs(float(found[1]) - 1.59) < 0.03
+    assert abs(float(found[1]) - 1.564) < 0.02  # the median of five seeds in the race of the track
     assert "extrapolated" not in said
     # The same tokens by another name; twice the size is beyond the runs; another block is not spoken of.
     files = ["--data.kind", "files", "--data.split", "tail", *text]
