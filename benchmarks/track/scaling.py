@@ -50,7 +50,7 @@ def main() -> None:
     config = _config((4, 128), 1, arguments)
     source = open_source(config, arguments.corpora)  # the tokens are on the disk before the pool starts
     settings = compared_settings(config)
-    ledger = Ledger(arguments.done, settings)
+    ledger = Ledger(arguments.done, settings | {"seed": arguments.seed, "data": source.fingerprint})
     sizes = [(size, steps) for size, lengths in GRID.items() for steps in lengths]
     jobs = [job for job in sizes if _name(*job) not in ledger.found]
     jobs.sort(key=lambda job: job[0][0] * job[0][1] ** 2 * job[1])  # the shortest first: little is lost by a stop

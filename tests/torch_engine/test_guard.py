@@ -60,10 +60,10 @@ def test_the_loss_scale_falls_at_an_overflow_and_grows_after_a_quiet_stretch() -
     assert guard.quiet.item() == 0
 
 
-@pytest.mark.parametrize("matrices", ["adamw", "muon"])
-def test_a_skipped_step_leaves_no_trace(matrices: str) -> None:
-    """A gradient of NaN in the middle: weights and moments are as if that batch had not been there."""
-    run = config(optim={"matrices": {"kind": matrices}})
+@pytest.mark.parametrize(("matrices", "ema"), [("adamw", 0.0), ("muon", 0.0), ("adamw", 0.9)])
+def test_a_skipped_step_leaves_no_trace(matrices: str, ema: float) -> None:
+    """A gradient of NaN in the middle: weights, average and moments are as if that batch had not been there."""
+    run = config(optim={"matrices": {"kind": matrices}, "ema": ema})
     with_nan, without = ENGINE.init(run), ENGINE.init(run)
     for step in range(6):
         if step == 3:

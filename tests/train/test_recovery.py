@@ -154,6 +154,11 @@ def test_the_watch_by_hand() -> None:
     assert "ran away to 7, from 2" in (watch.trouble(loss=7.0, skipped_in_a_row=0) or "")
     assert "3 steps in a row" in (watch.trouble(loss=2.0, skipped_in_a_row=3) or "")
     assert watch.trouble(loss=math.nan, skipped_in_a_row=1) is None
+    assert watch.is_lost(7.0)
+    assert watch.is_lost(math.nan)
+    watch.trouble(loss=2.0, skipped_in_a_row=0)
+    assert not watch.is_lost(7.0)  # it overfits: the training loss is low
+    assert watch.is_lost(math.nan)
     saved = Watch(GuardConfig())
     saved.load(json.loads(json.dumps(watch.as_dict())))
     assert (saved.lowest, saved.high) == (watch.lowest, watch.high)

@@ -115,7 +115,8 @@ class _Note:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         train = config.train
-        settings = (train.batch_size, train.micro_batch, train.workers, str(device), torch.__version__)
+        settings = (train.batch_size, train.micro_batch, train.workers, train.precision, train.attention_kernel)
+        settings += (torch.get_num_threads(), str(device), torch.__version__)
         digest = hashlib.sha256((config.model.model_dump_json() + str(settings)).encode()).hexdigest()[:16]
         self.path = Path(cache_dir()) / "bonsai" / f"{digest}.json"
         self.gain: float | None = None

@@ -55,7 +55,7 @@ def choose_placement(device: str = "auto", precision: str = "auto", threads: int
         if not native:
             raise DeviceError(f"train.precision = 'bf16' would be slow here: {reason}. Use fp32, or auto.")
         return Placement(chosen, torch.bfloat16, f"{why}; bf16 as asked")
-    # On a CPU bf16 pays from some size of the model on: a run measures that before it begins (deciding.py).
+    # On a CPU bf16 pays from some size of the model on: a run measures that before it begins (formats.py).
     if precision == "auto" and native and chosen.type == "cuda":
         return Placement(chosen, torch.bfloat16, f"{why}; bf16: {reason}")
     asked = "as asked" if precision == "fp32" else "bf16 is for long runs alone" if native else reason

@@ -84,7 +84,7 @@ class Optimizer:
             self.muon.step(share, keep)
         if self.average is not None:
             for average, parameter in zip(self.average, self.parameters.values(), strict=True):
-                average.lerp_(parameter, 1.0 - self.config.ema)
+                average.lerp_(parameter, (1.0 - self.config.ema) * keep.to(average.dtype))
 
     def zero_grad(self) -> None:
         """Give the gradients' memory back."""

@@ -209,7 +209,7 @@ class _Trainer:
         """Evaluate, save and tell; or, in words, why these weights must not be saved."""
         model = self.engine.model_of(self.state)
         evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
-        if self.step > 0 and self.watch.is_far(evaluation.loss):
+        if self.step > 0 and self.watch.is_lost(evaluation.loss):
             return f"the validation loss is {evaluation.loss:.3g}, the training loss was {self.watch.lowest:.3g}"
         self.evaluation = evaluation
         if evaluation.loss < self.best_loss:

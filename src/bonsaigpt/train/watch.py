@@ -36,6 +36,11 @@ class Watch:
         """Whether a loss is out of all proportion to what the run has reached: no batch and no schedule explains it."""
         return not loss <= 2.0 * self.lowest + 1.0
 
+    def is_lost(self, validation_loss: float) -> bool:
+        """Whether weights with this validation loss must not be saved. A model that only overfits may be as far off,
+        but then its training loss of this moment is low."""
+        return not math.isfinite(validation_loss) or (self.high > 0 and self.is_far(validation_loss))
+
     def as_dict(self) -> dict[str, float | int | None]:
         """For state.json."""
         return {"lowest": self.lowest if math.isfinite(self.lowest) else None, "high": self.high}
