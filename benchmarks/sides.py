@@ -10,7 +10,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -75,34 +75,43 @@ class Ours:
     """This project: the calls of the training loop, without its listeners."""
 
     def __init__(self, setup: Setup) -> None:
-        self.asked = setup.config
+        self.config = self.asked = setup.config
         train = self.asked.train
         self.engine = load_engine("torch", device=train.device, precision=train.precision, threads=setup.threads)
         self.source = open_source(self.asked, setup.folder)
         self.log_interval, self.step = train.log_interval, 0
-        self.start()
+        self._state: Any = None
+
+    @property
+    def state(self) -> Any:
+        """Made when it is first needed: what ``start`` times must not have been decided or compiled before."""
+        if self._state is None:
+            self.start()
+        return self._state
 
     def start(self) -> float:
         began = time.perf_counter()
         self.config, _ = self.engine.resolve(self.asked, self.source.batch_at(self.asked.train.steps - 1))
-        self.state = self.engine.init(self.config)
+        self._state = self.engine.init(self.config)
         return time.perf_counter() - began
 
     def parameters(self) -> int:
         return parameter_count(self.config.model)
 
     def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
+        assert self.state is not None  # everything is decided
         state = self.engine.init(self.config, values)
         batch = Batch(tokens_BT=tokens_BT, targets_BT=targets_BT, count=targets_BT.size)
         metrics = self.engine.step(state, batch, config=self.config, share=0.0, step=0).host()
         return metrics["loss"], metrics["grad_norm"]
 
     def advance(self, steps: int) -> float:
+        state = self.state
         began = time.perf_counter()
         for _ in range(steps):
             share = schedule_share(self.config, self.step)
             batch = self.source.batch_at(self.step)
-            metrics = self.engine.step(self.state, batch, config=self.config, share=share, step=self.step)
+            metrics = self.engine.step(state, batch, config=self.config, share=share, step=self.step)
             self.step += 1
             if self.step % self.log_interval == 0:
                 metrics.host()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bonsaigpt.config import RunConfig, validate
+from bonsaigpt.torch_engine import device as device_module
 from bonsaigpt.torch_engine import formats
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.formats import decide_matrices, decide_precision
@@ -67,12 +68,14 @@ def test_an_order_is_followed() -> None:
     assert decide_matrices(config("fp32", matrices="bf16"), CPU)[0] == "bf16"
 
 
-def test_the_engine_computes_in_what_was_decided() -> None:
+def test_the_engine_computes_in_what_was_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "bf16_native", lambda device: (True, "has them"))  # emulated, it is as exact
     engine, run = TorchEngine(device="cpu"), config("bf16")
     engine.init(config("auto"))
     assert engine.placement.dtype == torch.float32
     state = engine.init(run)
     assert engine.placement.dtype == torch.bfloat16
+    assert "as decided for the run" in engine.placement.why  # nobody has asked for it
     rounded = engine.step(state, batch(), config=run, share=0.0, step=0).host()["loss"]
     exact = TorchEngine(device="cpu").step(state, batch(), config=run, share=0.0, step=0).host()["loss"]
     assert 0 < abs(rounded - exact) < 2.0**-7 * exact  # bf16 keeps 8 bits

@@ -129,7 +129,9 @@ class TorchEngine:
         """Compute in the number format that was decided since this engine was made."""
         decided = NUMBER_FORMATS.get(config.train.precision, self.placement.dtype)
         if decided != self.placement.dtype:
-            self.placement = choose_placement(str(self.placement.device), config.train.precision)
+            where = self.placement.why.partition(";")[0]
+            placement = choose_placement(str(self.placement.device), config.train.precision)
+            self.placement = replace(placement, why=f"{where}; {config.train.precision}, as decided for the run")
 
     def _workers(self, config: RunConfig) -> tuple[int, str]:
         if self.placement.device.type != "cpu":
