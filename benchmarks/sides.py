@@ -99,7 +99,8 @@ class Ours:
         return parameter_count(self.config.model)
 
     def gradient(self, values: Arrays, tokens_BT: np.ndarray, targets_BT: np.ndarray) -> tuple[float, float]:
-        assert self.state is not None  # everything is decided
+        if self._state is None:  # nothing is decided yet
+            self.start()
         state = self.engine.init(self.config, values)
         batch = Batch(tokens_BT=tokens_BT, targets_BT=targets_BT, count=targets_BT.size)
         metrics = self.engine.step(state, batch, config=self.config, share=0.0, step=0).host()

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from common import Ledger, finish, guarded, machine, parser, positive, progress, show
+from alone import run_missing, train_alone
+from common import Ledger, finish, guarded, machine, parser, positive, show
 from duel import text_overrides
 
 from bonsaigpt import recipes
-from bonsaigpt.config import derive
 from bonsaigpt.data.prepare import open_source
-from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
-from bonsaigpt.measure import evaluate
 from bonsaigpt.study.statistics import estimate, paired_difference
-from bonsaigpt.train.schedule import schedule_share
 
 RECIPE = "shakespeare-char-fast"
 BASE = "base"
@@ -104,18 +99,9 @@ def main() -> None:
     chosen |= {name: {"train": {"steps": round(share * steps)}} for name, share in lengths.items()}
     ledger = Ledger(arguments.done, base.model_dump(mode="json", exclude={"data", "about"}))
     jobs = {f"{name}, seed {seed}": (name, seed) for seed in _seeds(arguments) for name in chosen}
-    missing = {run: job for run, job in jobs.items() if run not in ledger.found}
     open_source(base, arguments.corpora)  # the tokens are on the disk before the pool starts
-    pool = ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))
-    with pool, progress("runs", len(missing)) as advance:
-        futures = {
-            pool.submit(_final_loss, chosen[name], seed, arguments.text, arguments.corpora): run
-            for run, (name, seed) in missing.items()
-        }
-        for number, future in enumerate(as_completed(futures), start=1):
-            run = futures[future]
-            ledger.add(run, future.result())
-            advance(number, f"{run}: {ledger.found[run]:.4f}")
+    calls = {run: (chosen[name], seed, arguments.text, arguments.corpora) for run, (name, seed) in jobs.items()}
+    run_missing(ledger, calls, _final_loss, processes=arguments.jobs, text="{:.4f}".format)
     losses = {job: ledger.found[run] for run, job in jobs.items()}
     _print(chosen, lengths, losses, steps, arguments)
 
@@ -127,13 +113,7 @@ def _seeds(arguments: Any) -> list[int]:
 def _final_loss(changes: dict[str, Any], seed: int, text: Path | None, corpora: Path) -> float:
     """Of one run, over the whole validation split; on one thread, so that its bits do not depend on the load."""
     config = recipes.load(RECIPE, recipes.merge(recipes.merge(text_overrides(text), changes), {"seed": seed}))
-    source = open_source(config, corpora)
-    config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
-    engine = load_engine("torch", device="cpu", threads=1)
-    state = engine.init(config)
-    for step in range(config.train.steps):
-        engine.step(state, source.batch_at(step), config=config, share=schedule_share(config, step), step=step)
-    return evaluate(engine, engine.model_of(state), source).loss
+    return train_alone(config, corpora)[2]
 
 
 def _print(

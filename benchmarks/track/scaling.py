@@ -11,26 +11,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Ledger, finish, guarded, parser, positive, progress, show
+from alone import run_missing, train_alone
+from common import Ledger, finish, guarded, parser, positive, show
 from duel import text_overrides
 
 from bonsaigpt import recipes
-from bonsaigpt.config import RunConfig, derive
+from bonsaigpt.config import RunConfig
 from bonsaigpt.data.prepare import open_source
-from bonsaigpt.engines import load_engine
 from bonsaigpt.files import write_text
-from bonsaigpt.measure import evaluate
 from bonsaigpt.measure import scaling as scaling_module
 from bonsaigpt.measure.scaling import Scaling, compared_settings, leave_one_out
-from bonsaigpt.spec import parameter_count
-from bonsaigpt.train.schedule import schedule_share
 
 RECIPE = "shakespeare-char-best"
 TEXT = "Tiny Shakespeare in characters, its last tenth held out"
@@ -52,16 +47,10 @@ def main() -> None:
     settings = compared_settings(config)
     ledger = Ledger(arguments.done, settings | {"seed": arguments.seed, "data": source.fingerprint})
     sizes = [(size, steps) for size, lengths in GRID.items() for steps in lengths]
-    jobs = [job for job in sizes if _name(*job) not in ledger.found]
-    jobs.sort(key=lambda job: job[0][0] * job[0][1] ** 2 * job[1])  # the shortest first: little is lost by a stop
-    pool = ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))
-    with pool, progress("runs", len(jobs)) as advance:
-        futures = {pool.submit(_run, *job, arguments): _name(*job) for job in jobs}
-        for number, future in enumerate(as_completed(futures), start=1):
-            name = futures[future]
-            ledger.add(name, future.result())
-            advance(number, f"{name}: {ledger.found[name][2]:.4f}")
-    names = [_name(*job) for job in sizes]
+    sizes.sort(key=lambda job: job[0][0] * job[0][1] ** 2 * job[1])  # the shortest first: little is lost by a stop
+    jobs = {_name(*job): (*job, arguments) for job in sizes}
+    run_missing(ledger, jobs, _run, processes=arguments.jobs, text=lambda found: f"{found[2]:.4f}")
+    names = [_name(size, steps) for size, lengths in GRID.items() for steps in lengths]
     corpus = source.fingerprint.partition("-")[0]
     runs = [(int(n), int(d), float(loss)) for n, d, loss in (ledger.found[name] for name in names)]
     scaling = Scaling.of(runs, config, corpus=corpus, text=TEXT)
@@ -88,16 +77,8 @@ def _config(size: tuple[int, int], steps: int, arguments: Any) -> RunConfig:
 
 def _run(size: tuple[int, int], steps: int, arguments: Any) -> tuple[int, int, float]:
     """Parameters, training tokens and the final loss over the whole validation split of one run, on one thread."""
-    config = _config(size, steps, arguments)
-    source = open_source(config, arguments.corpora)
-    config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
-    engine = load_engine("torch", device="cpu", threads=1)
-    state, tokens = engine.init(config), 0
-    for step in range(steps):
-        batch = source.batch_at(step)
-        engine.step(state, batch, config=config, share=schedule_share(config, step), step=step)
-        tokens += batch.count
-    return parameter_count(config.model), tokens, round(evaluate(engine, engine.model_of(state), source).loss, 5)
+    n, d, loss = train_alone(_config(size, steps, arguments), arguments.corpora)
+    return n, d, round(loss, 5)
 
 
 def _print(scaling: Scaling, names: list[str]) -> None:

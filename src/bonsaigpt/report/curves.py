@@ -28,6 +28,7 @@ __all__ = [
     "WIDE",
     "Curve",
     "chart",
+    "frame",
     "inline",
     "mark",
     "seconds_axis",
@@ -132,17 +133,22 @@ def seconds_axis(longest: float) -> tuple[float, str]:
     return (60.0, "minutes") if longest < 3 * 3600 else (3600.0, "hours")
 
 
+def frame(axes: Axes, *, ink: str) -> None:
+    """One rule below, hairlines across, no box."""
+    axes.patch.set_visible(False)
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set(color=ink, alpha=0.45, linewidth=0.8)
+    axes.grid(axis="y", color=ink, alpha=0.13, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="both", length=0, colors=ink, pad=7)
+
+
 def _lay_out(axes: Axes, curves: Sequence[Curve], *, x_label: str, from_zero: bool, ticks: tuple[int, int]) -> None:
     """Scales, ticks and grid: one rule below, hairlines across, no box."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axes.patch.set_visible(False)
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set(color=INK, alpha=0.45, linewidth=0.8)
-    axes.grid(axis="y", color=INK, alpha=0.13, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="both", length=0, colors=INK, pad=7)
+    frame(axes, ink=INK)
     axes.margins(x=0.015, y=0.08)
     y = np.concatenate([c.series[1] for c in curves]) if curves else np.ones(1)
     if not from_zero and y.min() > 0 and y.max() > 8 * y.min():

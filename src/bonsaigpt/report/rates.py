@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bonsaigpt.files import writing
-from bonsaigpt.report.curves import INK, inline, mark
+from bonsaigpt.report.curves import INK, frame, inline, mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,13 +97,7 @@ def _draw(axes: Axes, plot: RatePlot, *, ink: str, colour: str, accent: str, roo
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
     named = _named(plot.tried, room)
-    axes.patch.set_visible(False)
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set(color=ink, alpha=0.45, linewidth=0.8)
-    axes.grid(axis="y", color=ink, alpha=0.13, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="both", length=0, colors=ink, pad=7)
+    frame(axes, ink=ink)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([t.rate for t in named]))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{t.rate:.3g}".replace("e-0", "e-") for t in named]))
