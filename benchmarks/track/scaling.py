@@ -42,15 +42,18 @@ GRID = {
 def main() -> None:
     """Train what is missing, fit, print."""
     arguments = _arguments()
-    config = _config((4, 128), 1, arguments)
+    config = _config((4, 128), 1, arguments.seed, arguments)
     source = open_source(config, arguments.corpora)  # the tokens are on the disk before the pool starts
     settings = compared_settings(config)
-    ledger = Ledger(arguments.done, settings | {"seed": arguments.seed, "data": source.fingerprint})
+    ledger = Ledger(arguments.done, settings | {"data": source.fingerprint})
     sizes = [(size, steps) for size, lengths in GRID.items() for steps in lengths]
-    sizes.sort(key=lambda job: job[0][0] * job[0][1] ** 2 * job[1])  # the shortest first: little is lost by a stop
-    jobs = {_name(*job): (*job, arguments) for job in sizes}
+    # A seed of its own for each: what chance does is in the spread then, and not the same in all.
+    runs_of = {_name(*job): job for job in ((*size, arguments.seed + i) for i, size in enumerate(sizes))}
+    names = list(runs_of)
+    # The shortest first: little is lost by a stop.
+    shortest = sorted(runs_of.items(), key=lambda item: item[1][0][0] * item[1][0][1] ** 2 * item[1][1])
+    jobs = {name: (*job, arguments) for name, job in shortest}
     run_missing(ledger, jobs, _run, processes=arguments.jobs, text=lambda found: f"{found[2]:.4f}")
-    names = [_name(size, steps) for size, lengths in GRID.items() for steps in lengths]
     corpus = source.fingerprint.partition("-")[0]
     runs = [(int(n), int(d), float(loss)) for n, d, loss in (ledger.found[name] for name in names)]
     scaling = Scaling.of(runs, config, corpus=corpus, text=TEXT)
@@ -61,23 +64,23 @@ def main() -> None:
         print(f"written: {path}", file=sys.stderr)
 
 
-def _name(size: tuple[int, int], steps: int) -> str:
-    return f"{size[0]} layers of {size[1]}, {steps} steps"
+def _name(size: tuple[int, int], steps: int, seed: int) -> str:
+    return f"{size[0]} layers of {size[1]}, {steps} steps, seed {seed}"
 
 
-def _config(size: tuple[int, int], steps: int, arguments: Any) -> RunConfig:
+def _config(size: tuple[int, int], steps: int, seed: int, arguments: Any) -> RunConfig:
     layers, width = size
     own = {
-        "seed": arguments.seed,
+        "seed": seed,
         "model": {"n_layer": layers, "n_embd": width, "n_head": width // HEAD_WIDTH},
         "train": {"steps": steps},
     }
     return recipes.load(RECIPE, recipes.merge(text_overrides(arguments.text), own))
 
 
-def _run(size: tuple[int, int], steps: int, arguments: Any) -> tuple[int, int, float]:
+def _run(size: tuple[int, int], steps: int, seed: int, arguments: Any) -> tuple[int, int, float]:
     """Parameters, training tokens and the final loss over the whole validation split of one run, on one thread."""
-    n, d, loss = train_alone(_config(size, steps, arguments), arguments.corpora)
+    n, d, loss = train_alone(_config(size, steps, seed, arguments), arguments.corpora)
     return n, d, round(loss, 5)
 
 
@@ -98,7 +101,7 @@ def _print(scaling: Scaling, names: list[str]) -> None:
 def _arguments() -> Any:
     flags = parser(__doc__ or "", "python benchmarks/track/scaling.py --text tinyshakespeare.txt --write")
     flags.add_argument("--text", type=Path, metavar="FILE", help="Tiny Shakespeare (default: the one on this disk)")
-    flags.add_argument("--seed", type=int, default=1337, help="of all runs (default: 1337)")
+    flags.add_argument("--seed", type=int, default=1337, help="of the first run, the next has the next (default: 1337)")
     flags.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="runs at a time (default: all cores)")
     flags.add_argument("--corpora", type=Path, default=Path("corpora"), help="where token shards live")
     flags.add_argument(
