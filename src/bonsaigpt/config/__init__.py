@@ -5,21 +5,8 @@ boolean that multiplies with others. Nothing changes a config after it was made:
 """
 
 from bonsaigpt.config.base import Config
-from bonsaigpt.config.data import (
-    BpeTokenizerConfig,
-    ByteTokenizerConfig,
-    CharTokenizerConfig,
-    DataConfig,
-    FilesData,
-    Gpt2TokenizerConfig,
-    ShakespeareData,
-    SortData,
-    StdlibData,
-    TextData,
-    TokenData,
-    TokenizerConfig,
-    ZeroOneData,
-)
+from bonsaigpt.config.corpora import FilesData, ShakespeareData, StdlibData, TextData, TokenData
+from bonsaigpt.config.data import DataConfig
 from bonsaigpt.config.model import (
     PRESETS,
     GeluMLP,
@@ -49,6 +36,14 @@ from bonsaigpt.config.optim import (
 )
 from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_names, validate
 from bonsaigpt.config.run import GuardConfig, RunConfig, TrainConfig
+from bonsaigpt.config.tokenizers import (
+    BpeTokenizerConfig,
+    ByteTokenizerConfig,
+    CharTokenizerConfig,
+    Gpt2TokenizerConfig,
+    TokenizerConfig,
+)
+from bonsaigpt.config.toys import SortData, ZeroOneData
 
 __all__ = [
     "PRESETS",

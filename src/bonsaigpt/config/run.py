@@ -7,9 +7,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from bonsaigpt.config.base import Config
-from bonsaigpt.config.data import DataConfig, SortData, StdlibData
+from bonsaigpt.config.corpora import StdlibData
+from bonsaigpt.config.data import DataConfig
 from bonsaigpt.config.model import ModelConfig
 from bonsaigpt.config.optim import NoRamp, OptimConfig, Ramp
+from bonsaigpt.config.toys import SortData
 
 __all__ = ["GuardConfig", "RunConfig", "TrainConfig"]
 
