@@ -127,7 +127,7 @@ def test_the_engine_fits_its_passes_and_trains_the_same(monkeypatch: pytest.Monk
     monkeypatch.setattr(engine_module, "room", lambda device: Room(free=needed * 2 // 3, total=10**12))
     after, why = ENGINE.resolve(config(), batch())
     assert 1 <= after.train.micro_batch < 24
-    assert "free" in why["micro_batch"]
+    assert "free" in why["train.micro_batch"]
     assert ENGINE.step_memory(after).total <= 0.9 * needed * 2 / 3
     losses = [
         ENGINE.step(ENGINE.init(run), batch(), config=run, share=1.0, step=0).host()["grad_norm"]
@@ -166,11 +166,11 @@ def test_where_it_may_not_fit_no_step_is_measured(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(TorchEngine, "time_steps", lambda *_: pytest.fail("a step was taken"))
     resolved, why = ENGINE.resolve(config(compile="auto"), batch())
     assert (resolved.train.micro_batch, resolved.train.compile) == (1, "off")
-    assert "may not fit" in why["compile"]
-    assert "may not fit" in why["precision"]
+    assert "may not fit" in why["train.compile"]
+    assert "may not fit" in why["train.precision"]
     asked, why = ENGINE.resolve(config(compile="on", precision="fp32"), batch())
-    assert (asked.train.compile, why["precision"]) == ("on", "as asked")
-    assert why["compile"].startswith("on") or "compiler" in why["compile"]
+    assert (asked.train.compile, why["train.precision"]) == ("on", "as asked")
+    assert why["train.compile"].startswith("on") or "compiler" in why["train.compile"]
 
 
 def test_what_is_free_is_read_and_kept_within_a_containers_limit(tmp_path: Path) -> None:

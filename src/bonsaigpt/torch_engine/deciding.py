@@ -1,8 +1,8 @@
 """All that a run may leave to its engine, decided before the first step and kept in the run's settings.
 
-One decision hangs on another, so there is an order: workers, the rows of a pass that then fit into memory (``room.py``),
-the number formats (``formats.py``), compiling and the attention kernel (``compiling.py``). The first two follow from
-counts, the last by the clock: a few steps are taken on scratch weights, each way to compute only once.
+One decision hangs on another, so there is an order: workers, the rows of a pass that then fit into memory
+(``room.py``), the number formats (``formats.py``), compiling and the attention kernel (``compiling.py``). The first two
+follow from counts, the last from the clock: a few steps on scratch weights, each way to compute only once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CPU_PASS = 768
 def decide(
     engine: TorchEngine, config: RunConfig, batch: Batch, *, begin: int, say: Say
 ) -> tuple[RunConfig, dict[str, str]]:
-    """The configuration with nothing left open, and the reason of each decision.
+    """The configuration with nothing left open, and the reasons by the names of the settings.
 
     Args:
         batch: of the size that most steps have.
@@ -43,27 +43,27 @@ def decide(
     """
     placement, left_open = engine.placement, config.left_open
     why: dict[str, str] = {}
-    workers, why["workers"] = _workers(engine, config)
+    workers, why["train.workers"] = _workers(engine, config)
     choice = _rows(engine, config, workers)
-    why["micro_batch"] = choice.why
+    why["train.micro_batch"] = choice.why
     config = derive(config, train={"workers": workers, "micro_batch": choice.rows})
     if isinstance(config.optim.matrices, MuonMatrices):  # before train.precision, which it follows if that is asked
-        number_format, why["matrices"] = decide_matrices(config, placement.device)
+        number_format, why["optim.matrices.precision"] = decide_matrices(config, placement.device)
         matrices = config.optim.matrices.model_dump() | {"precision": number_format}
         config = derive(config, optim={"matrices": matrices})
     if not choice.fits:
         config = _without_a_clock(config, engine)
     clock = _Clock(engine, batch, say)
-    precision, why["precision"] = decide_precision(config, placement.device, clock, begin=begin)
+    precision, why["train.precision"] = decide_precision(config, placement.device, clock, begin=begin)
     if precision == "auto":
-        why["precision"] = placement.why.partition("; ")[2]  # it has gone by the device
+        why["train.precision"] = placement.why.partition("; ")[2]  # it has gone by the device
     config = derive(config, train={"precision": precision})
     decision = decide_compiling(config, placement.device, clock, begin=begin)
-    why["compile"] = decision.why
+    why["train.compile"] = decision.why
     kernel = {"compile": "on" if decision.compile else "off", "attention_kernel": decision.attention_kernel}
     config = derive(config, train=kernel)
     if not choice.fits:
-        unmeasured = [name for name in ("precision", "compile") if f"train.{name}" in left_open]
+        unmeasured = {"train.precision", "train.compile"} & set(left_open)
         why |= dict.fromkeys(unmeasured, "a step may not fit into memory, so none was measured")
     return config, why
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchEngine"]
 
+
 class TorchEngine:
     """PyTorch on one device, or as one of several processes that train together."""
 

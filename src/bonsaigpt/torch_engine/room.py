@@ -107,8 +107,8 @@ def refuse_hopeless(config: RunConfig, space: Room | None, *, shards: int) -> No
     if space is None or (needed := at_least(config, shards=shards)) <= space.total:
         return
     raise DeviceError(
-        f"this model needs {_gigabytes(needed)} of memory at least, to train on one sequence at a time, and this device "
-        f"has {_gigabytes(space.total)}: try a smaller model.n_embd, model.n_layer or model.block_size"
+        f"this model needs {_gigabytes(needed)} of memory at least, to train on one sequence at a time, and this "
+        f"device has {_gigabytes(space.total)}: try a smaller model.n_embd, model.n_layer or model.block_size"
     )
 
 
@@ -142,8 +142,8 @@ def at_most(config: RunConfig, *, rows: int, workers: int) -> int:
 
 
 def at_least(config: RunConfig, *, shards: int) -> int:
-    """What no step holds less than, in bytes: weights, gradients and one moment in float32, and of a single sequence the
-    input of each block in 16 bits. The vocabulary may be unknown yet, and then counts as one token."""
+    """A bound from below on the bytes of any step: weights, gradients and one moment in float32, and of a single
+    sequence the input of each block in 16 bits. The vocabulary may be unknown yet, and then counts as one token."""
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or 1})
     return 12 * parameter_count(model) // shards + 2 * model.n_layer * model.block_size * model.n_embd
 
