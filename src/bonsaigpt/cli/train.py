@@ -95,7 +95,7 @@ def run(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Decisions:
-    """Of the engine, on how a run is computed; none if the run has left nothing open."""
+    """Of the engine, on how a run is computed; none where a run goes on as it was."""
 
     why: dict[str, str] = field(default_factory=dict)
     """By the names of the settings."""
@@ -179,7 +179,9 @@ class _Session:
         trained_on = state if state is not None else run_directory.environment
         check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
         begin = state["step"] if state is not None else 0
-        config, decisions = self._resolve(config, engine, source, begin=begin)
+        decisions = _Decisions()
+        if config.left_open:
+            config, decisions = self._resolve(config, engine, source, begin=begin)
         if self.arguments.dry_run:
             return self._foresee(config, decisions, engine, source, run_directory, begin=begin)
 
@@ -205,9 +207,7 @@ class _Session:
     def _resolve(
         self, config: RunConfig, engine: Engine, source: BatchSource, *, begin: int = 0
     ) -> tuple[RunConfig, _Decisions]:
-        """What the engine decides of what the run leaves open, by the main process' measurements."""
-        if not config.left_open:
-            return config, _Decisions()
+        """What the engine decides for the run, by the main process' measurements."""
         say = whisper(self.console)
 
         def resolve() -> list[Any]:

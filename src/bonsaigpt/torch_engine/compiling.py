@@ -73,7 +73,8 @@ def decide_compiling(
         return Decision(False, safe, f"off: when it was tried here, a compiled step was {gain:.2f}x as fast")
     steps = config.train.steps - begin
     if steps * before * (1 - 1 / gain) < cost:
-        words = f"{steps:,} steps of {_duration(before)} could save {_duration(steps * before * (1 - 1 / gain))}"
+        ours = f"{steps:,} step{'s' * (steps != 1)} of {_duration(before)}"
+        words = f"{ours} could save {_duration(steps * before * (1 - 1 / gain))}"
         return Decision(False, safe, f"off: {words}, compiling costs about {_duration(cost)}")
     if kernel == "auto" and device.type == "cpu" and config.model.dropout == 0:
         plain = seconds_a_step(resolved(False, "plain"))
