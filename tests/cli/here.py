@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from bonsaigpt.cli.member import Member
 from bonsaigpt.study.pool import Work
 
 __all__ = ["Here", "pool_without_processes"]
@@ -22,7 +23,8 @@ class Here:
     stop_at: int = -1
 
     def start(self, work: Work) -> Ended:
-        self.names.append(work.name)
+        if isinstance(work, Member):  # and not the decision before them
+            self.names.append(work.name)
         if len(self.names) - 1 == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)  # to the pool's handler: the run itself goes on to its end
         with work.log.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):

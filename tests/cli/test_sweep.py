@@ -14,6 +14,10 @@ from here import Here, pool_without_processes
 
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli import main
+from bonsaigpt.config import RunConfig
+from bonsaigpt.torch_engine.compiling import Decision
+from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.trace import Room
 
 RUNS = ["lr=1e-3,seed=1337", "lr=2e-3,seed=1337", "lr=1e-3,seed=1338", "lr=2e-3,seed=1338"]
 
@@ -123,6 +127,80 @@ def test_ctrl_c_ends_the_sweep_and_the_command_goes_on(
     assert "Go on with: bonsai sweep zero-one" in capsys.readouterr().out
     assert sweep(*flags, *GRID) == 0
     assert here.names == RUNS
+
+
+OPEN = ["--train.compile", "auto", "--train.precision", "auto", "--optim.matrices.kind", "muon"]
+
+
+@pytest.fixture
+def unsteady(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A clock by which compiling pays every other time it is tried; gives the names of what was decided by it."""
+    found: list[str] = []
+    monkeypatch.setattr("bonsaigpt.torch_engine.compiling.what_is_missing", lambda device: None)
+    monkeypatch.setattr("bonsaigpt.torch_engine.engine.what_is_missing", lambda device: "it is only said to compile")
+
+    def decide(config: RunConfig, device: object, seconds: object, *, begin: int) -> Decision:
+        if config.train.compile != "auto":
+            return Decision(config.train.compile == "on", config.train.attention_kernel, "as asked")
+        found.append(f"{config.model.n_embd} wide")
+        return Decision(len(found) % 2 == 1, "plain" if len(found) % 2 == 1 else "sdpa", f"try {len(found)}")
+
+    monkeypatch.setattr("bonsaigpt.torch_engine.deciding.decide_compiling", decide)
+    return found
+
+
+def how(name: str) -> tuple[str, str, str]:
+    train = RunDirectory.open(Path("runs/s") / name).config.train
+    return train.compile, train.attention_kernel, train.precision
+
+
+def test_all_runs_compute_as_one_has_decided(
+    here: Here, flags: list[str], unsteady: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags, *OPEN, "--grid", "model.n_embd=16,32,8", "--seeds", "2", "--name", "s"]
+    words = [w for i, w in enumerate(words) if "--model.n_embd" not in (w, words[i - 1])]
+    here.stop_at = 1
+    assert sweep(*words) == 130
+    out = capsys.readouterr().out
+    assert "deciding how all runs compute, by n_embd=32,seed=1337" in out  # it has the most work
+    assert "train.compile = on (try 1)" in out
+    assert unsteady == ["32 wide"]
+    assert sweep(*words) == 0
+    assert sweep(*words, "--seeds", "3") == 0
+    assert unsteady == ["32 wide"], "and never again"
+    assert {how(name) for name in here.names} == {("on", "plain", how(here.names[0])[2])}
+    assert len(here.names) == 9
+    configs = [RunDirectory.open(Path("runs/s") / name).config for name in here.names]
+    assert len({config.optim.matrices.precision for config in configs if config.optim.matrices.kind == "muon"}) == 1
+    assert all(config.left_open == () for config in configs)
+
+
+def test_what_is_swept_or_given_stays(here: Here, flags: list[str], unsteady: list[str]) -> None:
+    words = [*flags, "--grid", "train.compile=off,auto", "--train.precision", "fp32", "--name", "s"]
+    words = [w for i, w in enumerate(words) if "--train.compile" not in (w, words[i - 1])]
+    assert sweep(*words) == 0
+    assert [how(name) for name in here.names] == [("off", "plain", "fp32"), ("on", "plain", "fp32")]
+    assert len(unsteady) == 1
+    assert sweep(*flags, "--seeds", "2", "--name", "closed") == 0
+    assert not Path("runs/closed/plan/decided.json").exists(), "nothing was left to the clock"
+
+
+def test_a_decision_that_fails_is_a_sentence_and_can_be_tried_again(
+    here: Here, flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*flags, *OPEN, "--seeds", "2", "--name", "s"]
+    monkeypatch.setattr(TorchEngine, "room", lambda self: Room(free=1000, total=1000))
+    assert sweep(*words) == 2
+    error = capsys.readouterr().err
+    assert "it could not be decided how all runs compute, by seed=1337 (this model needs" in error
+    assert len(error.strip().splitlines()) == 1
+    assert here.names == []
+    monkeypatch.setattr(TorchEngine, "room", lambda self: None)
+    assert sweep(*words) == 0
+    assert here.names == ["seed=1337", "seed=1338"]
+    Path("runs/s/plan/decided.json").write_text("{")
+    assert sweep(*words, "--seeds", "3") == 2
+    assert "decided.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import typing
 from pathlib import Path
 
 import pytest
 
+from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli import main
 from bonsaigpt.cli.common import Parser, add_settings, settings
 from bonsaigpt.config import Config, RunConfig, validate
@@ -138,6 +140,30 @@ def test_resuming_is_noted_beside_the_first_session(run: Path) -> None:
     [session] = later.pop("resumed")
     assert later == first
     assert "--resume" in session
+
+
+def test_what_a_resumed_run_leaves_open_is_decided_for_the_steps_to_come(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bonsaigpt.torch_engine.compiling.what_is_missing", lambda device: None)
+    shutil.copytree(run, "runs/b")
+    numbers, words = ["workers", "micro_batch"], ["compile", "attention_kernel", "precision"]
+    settings = [(name, 0) for name in numbers] + [(name, "auto") for name in words]
+    flags = [word for name, value in settings for word in (f"--train.{name}", value)]
+    capsys.readouterr()
+    assert bonsai("train", "runs/b", "--resume", "--train.steps", 8, "--dry-run", *flags) == 0
+    assert "timing a few steps" in capsys.readouterr().out
+    assert bonsai("train", "runs/b", "--resume", "--train.steps", 8, *flags) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"train\.compile: off: 2 steps of .* could save", said)
+    opened = RunDirectory.open(Path("runs/b"))
+    assert opened.config.left_open == ()
+    assert (opened.config.train.compile, opened.config.train.micro_batch) == ("off", 4)
+    [session] = opened.environment["resumed"]
+    assert "train.compile: off: 2 steps of" in session
+    assert bonsai("train", run, "--resume", "--train.steps", 8) == 0
+    assert "timing a few steps" not in capsys.readouterr().out
+    assert opened.config == RunDirectory.open(run).config
 
 
 def test_out_of_memory_is_a_sentence(

@@ -85,6 +85,7 @@ def test_the_rest_of_a_run_is_foreseen_from_where_it_stands(tiny_text: Path, tmp
     assert rest.times is not None
     begun = sum(source.batch_at(step).count for step in range(5))
     assert whole.tokens - rest.tokens == begun
+    assert whole.epochs == rest.epochs  # of the run, not of its rest: what was seen before is seen again
     assert (whole.times.evaluations, rest.times.evaluations) == (4, 2)
 
 
@@ -110,6 +111,9 @@ def test_ramps_shorten_the_time(tiny_text: Path, tmp_path: Path, monkeypatch: py
     level = foreseen(flat, source, tmp_path)
     assert level.times is not None
     assert level.times.training == 15 + 10 * 5
+    decided = foreseen(flat, source, tmp_path, deciding=7.0)
+    assert decided.times is not None
+    assert decided.times.total - level.times.total == pytest.approx(7.0, abs=0.5)  # evaluations are timed
 
 
 def test_the_time_is_that_of_the_run(tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from bonsaigpt.config import RunConfig, derive, validate
 from bonsaigpt.torch_engine import compiling
-from bonsaigpt.torch_engine.compiling import decide
+from bonsaigpt.torch_engine.compiling import decide_compiling
 from bonsaigpt.torch_engine.engine import TorchEngine
 from tests.torch_engine.test_step import batch
 
@@ -42,16 +42,16 @@ def test_a_short_run_is_not_compiled_and_nothing_is_tried() -> None:
         assert tried.train.compile == "off"
         return 0.04
 
-    decision = decide(config(steps=2000), CPU, measure)
+    decision = decide_compiling(config(steps=2000), CPU, measure)
     assert not decision.compile
     assert "2,000 steps of 40 ms could save 16 s, compiling costs about 30 s" in decision.why
 
 
 def test_a_long_run_is_compiled_if_that_measures_faster() -> None:
-    faster = decide(config(steps=100_000), CPU, step(0.04, 0.03))
+    faster = decide_compiling(config(steps=100_000), CPU, step(0.04, 0.03))
     assert (faster.compile, faster.attention_kernel) == (True, "sdpa")
     assert "1.33x" in faster.why
-    slower = decide(config(steps=100_000, batch_size=4), CPU, step(0.04, 0.04))
+    slower = decide_compiling(config(steps=100_000, batch_size=4), CPU, step(0.04, 0.04))
     assert (slower.compile, slower.attention_kernel) == (False, "sdpa")
     assert "not worth it" in slower.why
 
@@ -63,23 +63,32 @@ def test_a_long_run_takes_the_attention_kernel_that_measures_faster() -> None:
         tried.append((run.train.compile, run.train.attention_kernel))
         return 0.02 if run.train.attention_kernel == "plain" else 0.03
 
-    assert decide(config(steps=100_000), CPU, measure).attention_kernel == "plain"
+    assert decide_compiling(config(steps=100_000), CPU, measure).attention_kernel == "plain"
     assert tried == [("off", "sdpa"), ("off", "plain"), ("on", "plain")]
     tried.clear()
     asked = config(steps=100_000, batch_size=4, attention_kernel="sdpa")
-    assert decide(asked, CPU, measure).attention_kernel == "sdpa"
+    assert decide_compiling(asked, CPU, measure).attention_kernel == "sdpa"
     assert tried == [("off", "sdpa"), ("on", "sdpa")]
 
 
 def test_what_was_measured_here_before_is_remembered() -> None:
     run = config(steps=2500)  # could save 20 s by the first guess
-    assert not decide(run, CPU, step(0.04, 0.03)).compile
-    decide(config(steps=100_000), CPU, step(0.04, 0.03))
-    assert decide(run, CPU, step(0.04, 0.03)).compile
+    assert not decide_compiling(run, CPU, step(0.04, 0.03)).compile
+    decide_compiling(config(steps=100_000), CPU, step(0.04, 0.03))
+    assert decide_compiling(run, CPU, step(0.04, 0.03)).compile
     # And that it gained nothing: another run does not try again.
-    decide(config(steps=100_000, batch_size=4), CPU, step(0.04, 0.04))
-    again = decide(config(steps=100_000, batch_size=4), CPU, step(0.04, 0.001))
-    assert "could save 0 ms" in again.why
+    decide_compiling(config(steps=100_000, batch_size=4), CPU, step(0.04, 0.04))
+    again = decide_compiling(config(steps=100_000, batch_size=4), CPU, step(0.04, 0.001))
+    assert again.why == "off: when it was tried here, a compiled step was 1.00x as fast"
+
+
+def test_what_pays_hangs_on_the_steps_to_come() -> None:
+    run = config(steps=100_000)
+    late = decide_compiling(run, CPU, step(0.04, 0.03), begin=98_000)
+    assert "2,000 steps of 40 ms could save 16 s" in late.why
+    last = decide_compiling(run, CPU, step(0.0004, 0.0003), begin=99_999)
+    assert "1 step of less than 1 ms could save less than 1 ms" in last.why
+    assert decide_compiling(run, CPU, step(0.04, 0.03), begin=50_000).compile
 
 
 def test_a_damaged_note_is_a_missing_note() -> None:
@@ -92,11 +101,13 @@ def test_a_damaged_note_is_a_missing_note() -> None:
 
 
 def test_an_order_is_followed_and_a_missing_compiler_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decide(config(steps=1, compile="on"), CPU, step(1, 1)).compile
-    assert decide(config(compile="off"), CPU, step(9, 1)).why == "off, as asked"
-    assert decide(config(compile="off", attention_kernel="plain"), CPU, step(9, 1)).attention_kernel == "plain"
+    assert decide_compiling(config(steps=1, compile="on"), CPU, step(1, 1)).compile
+    assert decide_compiling(config(compile="off"), CPU, step(9, 1)).why == "off, as asked"
+    assert (
+        decide_compiling(config(compile="off", attention_kernel="plain"), CPU, step(9, 1)).attention_kernel == "plain"
+    )
     monkeypatch.setattr(compiling, "what_is_missing", lambda device: "no C++ compiler here")
-    assert decide(config(compile="on"), CPU, step(9, 1)).why == "off: no C++ compiler here"
+    assert decide_compiling(config(compile="on"), CPU, step(9, 1)).why == "off: no C++ compiler here"
 
 
 def test_a_compiler_that_fails_is_no_error() -> None:
@@ -105,7 +116,7 @@ def test_a_compiler_that_fails_is_no_error() -> None:
             raise RuntimeError("internal compiler error")
         return 1.0
 
-    assert decide(config(), CPU, measure).why == "off: compiling failed (RuntimeError)"
+    assert decide_compiling(config(), CPU, measure).why == "off: compiling failed (RuntimeError)"
 
 
 def test_the_engine_resolves_everything_and_a_resolved_run_stays_as_it_is() -> None:
@@ -118,7 +129,23 @@ def test_the_engine_resolves_everything_and_a_resolved_run_stays_as_it_is() -> N
     assert ENGINE.resolve(resolved, batch())[0] == resolved
     noisy, why = ENGINE.resolve(derive(config(steps=3), model={"dropout": 0.1}), batch())
     assert noisy.train.workers == 1
-    assert "dropout" in why["workers"]
+    assert "dropout" in why["train.workers"]
+
+
+def test_only_what_takes_time_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(engine: TorchEngine, tried: RunConfig, *_: object) -> list[float]:
+        return [9.0, 1.0 if tried.train.compile == "on" else 2.0]
+
+    monkeypatch.setattr(TorchEngine, "time_steps", seconds)
+    said: list[str] = []
+    resolved, why = ENGINE.resolve(config(), batch(), say=said.append)
+    assert resolved.train.compile == "on"
+    assert why["train.compile"].startswith("on: 2.00x as fast")
+    assert [line.split(",")[0] for line in said] == ["timing a few steps on scratch weights", "compiling a step"]
+    assert resolved.left_open == ()
+    said.clear()
+    assert ENGINE.resolve(resolved, batch(), say=said.append)[0] == resolved
+    assert said == []
 
 
 def test_plain_attention_is_the_fused_one() -> None:

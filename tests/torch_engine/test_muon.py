@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 from bonsaigpt.config import MuonMatrices, RunConfig, validate
 from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.torch_engine.fsdp import Sharded
 from bonsaigpt.torch_engine.muon import COEFFICIENTS, Matrix, Muon, _compose, orthogonalize
+from bonsaigpt.torch_engine.sharded_muon import ShardedMuon
 from bonsaigpt.torch_engine.workers import WorkerPool
 from tests.torch_engine.test_step import batch
 
@@ -104,6 +107,34 @@ def test_momentum_rate_and_decay_by_hand() -> None:
     muon.step(0.25, torch.tensor(0.0))
     assert torch.equal(kept, weight.detach())
     assert torch.equal(held, muon.arrays()["w"])
+
+
+class OneProcess:
+    """Shards that are whole: what ``Sharded`` is where there is one process."""
+
+    def whole(self, name: str, local: torch.Tensor) -> torch.Tensor:
+        return local
+
+    own = whole
+
+
+def test_over_shards_it_is_the_same_update_and_a_skipped_one_leaves_no_trace() -> None:
+    config = MuonMatrices(lr=0.1, momentum=0.9, weight_decay=0.5, iterations=5)
+    start = torch.randn(12, 4, generator=torch.Generator().manual_seed(3))
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    one, other = ([Matrix("w", w, 0, 4, 2.0), Matrix("w", w, 4, 12, 2.0)] for w in weights)
+    whole, sharded = Muon(one, config, WorkerPool()), ShardedMuon(other, config, cast("Sharded", OneProcess()))
+    for keep, value in ((1.0, 1.0), (0.0, math.nan), (0.0, math.inf), (1.0, -2.0)):
+        before = [weight.detach().clone() for weight in weights]
+        gradient = torch.randn(12, 4, generator=torch.Generator().manual_seed(4)) * value
+        for weight, muon in zip(weights, (whole, sharded), strict=True):
+            weight.grad = gradient.clone()
+            muon.step(0.25, torch.tensor(keep))
+        # Of one batch or of two, the products may be summed in another order.
+        torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sharded.arrays()["w"], whole.arrays()["w"])
+        changed = [not torch.equal(b, w.detach()) for b, w in zip(before, weights, strict=True)]
+        assert changed == [keep > 0] * 2
 
 
 def test_tall_maps_move_further_so_that_activations_move_alike() -> None:

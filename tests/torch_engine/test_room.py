@@ -15,7 +15,7 @@ from bonsaigpt.errors import DeviceError
 from bonsaigpt.torch_engine import engine as engine_module
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.memory import count_step
-from bonsaigpt.torch_engine.room import Choice, _in_container, choose_rows, fitting_rows, room
+from bonsaigpt.torch_engine.room import Choice, _in_container, at_least, at_most, choose_rows, fitting_rows, room
 from bonsaigpt.trace import Room
 
 ENGINE = TorchEngine(device="cpu", threads=1, workers=1)
@@ -127,7 +127,7 @@ def test_the_engine_fits_its_passes_and_trains_the_same(monkeypatch: pytest.Monk
     monkeypatch.setattr(engine_module, "room", lambda device: Room(free=needed * 2 // 3, total=10**12))
     after, why = ENGINE.resolve(config(), batch())
     assert 1 <= after.train.micro_batch < 24
-    assert "free" in why["micro_batch"]
+    assert "free" in why["train.micro_batch"]
     assert ENGINE.step_memory(after).total <= 0.9 * needed * 2 / 3
     losses = [
         ENGINE.step(ENGINE.init(run), batch(), config=run, share=1.0, step=0).host()["grad_norm"]
@@ -136,12 +136,41 @@ def test_the_engine_fits_its_passes_and_trains_the_same(monkeypatch: pytest.Monk
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("model", [{}, {"n_layer": 5, "block_size": 256}, {"mlp": {"kind": "swiglu"}, "n_embd": 64}])
+@pytest.mark.parametrize("optim", [{}, {"matrices": {"kind": "muon"}}, {"ema": 0.9}])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_bounds_hold_the_count_between_them(model: dict, optim: dict, recompute: bool) -> None:
+    base = config(recompute=recompute).model_dump(exclude_none=True)
+    run = validate(base | {"model": base["model"] | model, "optim": optim}, origin="test")
+    for rows in (1, 24):
+        counted = count_step(run, ENGINE.placement, rows=rows).total
+        assert at_least(run, shards=1) < counted < at_most(run, rows=rows, workers=1)
+    unknown = validate(base | {"model": base["model"] | model | {"vocab_size": None}, "optim": optim}, origin="test")
+    assert at_least(unknown, shards=1) < at_least(run, shards=1)
+
+
+def test_a_hopeless_model_is_refused_without_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    least = at_least(config(), shards=1)
+    monkeypatch.setattr(TorchEngine, "step_memory", lambda *_: pytest.fail("a step was counted"))
+    monkeypatch.setattr(engine_module, "room", lambda device: Room(free=1000, total=least))
+    ENGINE.check_fits(config())
+    monkeypatch.setattr(engine_module, "room", lambda device: Room(free=1000, total=least - 1))
+    with pytest.raises(DeviceError, match=r"this model needs .* at least.*try a smaller model\.n_embd"):
+        ENGINE.check_fits(config())
+    monkeypatch.setattr(engine_module, "room", lambda device: None)
+    ENGINE.check_fits(config())
+
+
 def test_where_it_may_not_fit_no_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "room", lambda device: Room(free=1000, total=10**12))
     monkeypatch.setattr(TorchEngine, "time_steps", lambda *_: pytest.fail("a step was taken"))
     resolved, why = ENGINE.resolve(config(compile="auto"), batch())
     assert (resolved.train.micro_batch, resolved.train.compile) == (1, "off")
-    assert "may not fit" in why["compile"]
+    assert "may not fit" in why["train.compile"]
+    assert "may not fit" in why["train.precision"]
+    asked, why = ENGINE.resolve(config(compile="on", precision="fp32"), batch())
+    assert (asked.train.compile, why["train.precision"]) == ("on", "as asked")
+    assert why["train.compile"].startswith("on") or "compiler" in why["train.compile"]
 
 
 def test_what_is_free_is_read_and_kept_within_a_containers_limit(tmp_path: Path) -> None:

@@ -109,8 +109,9 @@ class RunDirectory:
     def note_session(self, environment: dict[str, Any]) -> None:
         """Add to environment.json what the run is continued with; the first session's entries stay."""
         old = self.environment
-        session = "; ".join(str(environment[k]) for k in ("started", "command", "engine", "why") if k in environment)
-        old["resumed"] = [*old.get("resumed", []), session]
+        words = [str(environment[k]) for k in ("started", "command", "engine", "why") if k in environment]
+        words += [f"{name}: {why}" for name, why in environment.get("decisions", {}).items()]
+        old["resumed"] = [*old.get("resumed", []), "; ".join(words)]
         write_text(self.path / "environment.json", json.dumps(old, indent=2) + "\n")
 
     # ------------------------------------------------------------------ checkpoints

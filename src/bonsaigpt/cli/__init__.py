@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from bonsaigpt import __version__
 from bonsaigpt.errors import BonsaiError, CheckpointError, DataError, DeviceError, did_you_mean
 from bonsaigpt.processes import Process
 
-__all__ = ["main"]
+__all__ = ["exit_code", "main"]
 
 VERBS = {
     "train": "grow a model: from a recipe, or go on with a run",
@@ -51,10 +52,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bonsai {__version__}")
         return 0
     verb, *rest = arguments
-    try:
+
+    def run() -> int:
         if verb not in VERBS:
             raise BonsaiError(f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)} `bonsai --help` lists them.")
-        code = import_module(f"bonsaigpt.cli.{verb}").run(rest)
+        return import_module(f"bonsaigpt.cli.{verb}").run(rest)
+
+    return exit_code(run)
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """What the work returns; where it fails, a sentence on standard error and the code for that."""
+    try:
+        code = work()
         sys.stdout.flush()  # a full disk under standard output is known now, not after we have left
         return code
     except BonsaiError as error:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bonsaigpt.cli.common import print_table
+from bonsaigpt.config import MuonMatrices
 from bonsaigpt.measure.forecast import Forecast
 from bonsaigpt.measure.scaling import Prediction
 from bonsaigpt.trace import Room
@@ -54,7 +55,7 @@ def _free(room: Room | None) -> str:
 
 
 def _work_rows(found: Forecast) -> list[_Row]:
-    seen = "" if found.epochs is None else f"the training text {found.epochs:.2g} times"
+    seen = "" if found.epochs is None else f"the training text {found.epochs:.2g} times by the end"
     return [
         ("tokens", count(found.tokens), seen),
         ("work", quantity(found.flops, "FLOP"), f"{quantity(found.flops_per_token, 'FLOP')} a token in a full block"),
@@ -68,9 +69,10 @@ def _time_rows(found: Forecast, environment: dict[str, Any]) -> list[_Row]:
     train = found.config.train
     training = f"{duration(times.training)} of training, a full step takes {duration(times.step)}"
     evaluations = f"{times.evaluations} evaluations of {duration(times.evaluation)}"
+    deciding = f"; {duration(times.deciding)} to decide how to compute" if times.deciding else ""
     most = ", at most: patience may end it" if train.patience else ""
     return [
-        ("time", f"about {duration(times.total)}", f"{training}; {evaluations}{most}"),
+        ("time", f"about {duration(times.total)}", f"{training}; {evaluations}{deciding}{most}"),
         ("MFU", f"{times.mfu:.0%}", environment["ceiling"]),
     ]
 
@@ -92,10 +94,17 @@ def _loss_row(loss: Prediction | str) -> _Row:
 
 
 def _decision_rows(found: Forecast, why: dict[str, str], environment: dict[str, Any]) -> list[_Row]:
-    train = found.config.train
-    named = {"workers": str(train.workers), "micro_batch": str(train.micro_batch), "compile": train.compile}
+    train, matrices = found.config.train, found.config.optim.matrices
+    named = {
+        "train.workers": ("workers", str(train.workers)),
+        "train.micro_batch": ("micro-batch", str(train.micro_batch)),
+        "train.precision": ("precision", environment["precision"] if train.precision == "auto" else train.precision),
+        "train.compile": ("compile", train.compile),
+    }
+    if isinstance(matrices, MuonMatrices):
+        named["optim.matrices.precision"] = "Muon's precision", matrices.precision
     rows: list[_Row] = [("device", environment["device"], environment["why"])]
-    return rows + [(name.replace("_", "-"), value, why.get(name, "of the run")) for name, value in named.items()]
+    return rows + [(name, value, why.get(setting, "of the run")) for setting, (name, value) in named.items()]
 
 
 def count(number: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.processes import Process
 
-__all__ = ["as_run", "make_engine", "open_data", "with_overrides", "with_vocabulary"]
+__all__ = ["as_run", "make_engine", "open_data", "whisper", "with_overrides", "with_vocabulary"]
 
 
 def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
@@ -36,9 +37,13 @@ def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
 
 
 def make_engine(config: RunConfig, process: Process | None = None) -> Engine:
-    """The engine of a run; as one of several processes that train together, if ``process`` says so."""
+    """The engine of a run; as one of several processes that train together, if ``process`` says so.
+
+    Raises:
+        DeviceError: the device is not there, or has not the memory for this model: before anything takes its time.
+    """
     train = config.train
-    return load_engine(
+    engine = load_engine(
         "torch",
         device=train.device,
         precision=train.precision,
@@ -46,17 +51,19 @@ def make_engine(config: RunConfig, process: Process | None = None) -> Engine:
         workers=train.workers,
         process=process or Process(),
     )
+    engine.check_fits(config)
+    return engine
 
 
 def open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource:
     """The batches to train on, prepared first if need be, with a progress bar."""
     with progress_bar(console) as advance:
-        return open_source(
-            config,
-            corpora,
-            say=lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True),
-            advance=advance,
-        )
+        return open_source(config, corpora, say=whisper(console), advance=advance)
+
+
+def whisper(console: Console) -> Callable[[str], None]:
+    """What prints a line in passing: what is under way, and why."""
+    return lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
 def with_vocabulary(config: RunConfig, source: BatchSource) -> RunConfig:

@@ -1,6 +1,7 @@
-"""One run of a sweep, started or gone on with: what every executor executes, by `bonsai train` itself.
+"""What executors execute for a sweep: a run, by `bonsai train` itself, and before the first run what all of them share.
 
-As a process of its own it is ``python -m bonsaigpt.cli.member RUN CONFIG CORPORA THREADS``.
+Processes of their own are ``python -m bonsaigpt.cli.member run RUN CONFIG CORPORA FLAGS...`` and
+``python -m bonsaigpt.cli.member decide FILE CONFIG CORPORA THREADS``.
 """
 
 from __future__ import annotations
@@ -15,23 +16,39 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bonsaigpt.cli import main
+from rich.console import Console
+
+from bonsaigpt import recipes
+from bonsaigpt.cli import exit_code, main
+from bonsaigpt.cli.experiment import make_engine, open_data, whisper, with_vocabulary
+from bonsaigpt.study.decided import write_decided
 from bonsaigpt.study.pool import lock
 from bonsaigpt.study.sweep import is_finished
 
-__all__ = ["Member"]
+__all__ = ["Decision", "Member"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
-    """Where the run is, what it starts from, and what it may use. It can be pickled: submitit sends it to a cluster."""
+class _Work:
+    """It can be pickled: submitit sends it to a cluster."""
+
+    config: Path
+    """The configuration that it starts from."""
+    corpora: Path
+    log: Path
+
+    def checkpoint(self) -> Any:
+        """What submitit is to queue anew when the cluster takes the machine away."""
+        return import_module("submitit").helpers.DelayedSubmission(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(_Work):
+    """One run, to be started or to be gone on with."""
 
     run: Path
-    config: Path
-    corpora: Path
-    threads: int
-    """CPU threads that it starts with; 0 leaves the choice to torch. One that goes on keeps its own."""
-    log: Path
+    flags: Sequence[str]
+    """Settings on top of its configuration that it starts with. One that goes on keeps its own."""
 
     @property
     def name(self) -> str:
@@ -41,8 +58,7 @@ class Member:
     @property
     def command(self) -> Sequence[str]:
         """The same in a process of its own."""
-        words = (self.run, self.config, self.corpora, self.threads)
-        return [sys.executable, "-m", "bonsaigpt.cli.member", *map(str, words)]
+        return _process("run", self.run, self.config, self.corpora, *self.flags)
 
     def __call__(self) -> int:
         """Start the run, or go on with it; its exit code.
@@ -54,13 +70,43 @@ class Member:
                 return 0
             if self.run.exists():
                 return main(["train", str(self.run), "--resume", "--corpora", str(self.corpora)])
-            threads = ["--train.threads", str(self.threads)] if self.threads else []
             place = ["--name", self.name, "--runs", str(self.run.parent), "--corpora", str(self.corpora)]
-            return main(["train", str(self.config), *place, *threads])
+            return main(["train", str(self.config), *place, *self.flags])
 
-    def checkpoint(self) -> Any:
-        """What submitit is to queue anew when the cluster takes the machine away."""
-        return import_module("submitit").helpers.DelayedSubmission(self)
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(_Work):
+    """How all runs compute, decided by one of them: where they will run, and in a process that no run's memory is
+    measured in."""
+
+    file: Path
+    """For what was decided."""
+    threads: int
+    """CPU threads; 0 leaves the choice to the configuration."""
+    name = "decision"
+
+    @property
+    def command(self) -> Sequence[str]:
+        """The same in a process of its own."""
+        return _process("decide", self.file, self.config, self.corpora, self.threads)
+
+    def __call__(self) -> int:
+        """Decide, and write it down; an exit code."""
+        return exit_code(self._decide)
+
+    def _decide(self) -> int:
+        console = Console()
+        asked = recipes.load(str(self.config), {"train": {"threads": self.threads}} if self.threads else {})
+        engine = make_engine(asked)
+        source = open_data(asked, self.corpora, console)
+        batch = source.batch_at(asked.train.steps - 1)
+        resolved, why = engine.resolve(with_vocabulary(asked, source), batch, say=whisper(console))
+        write_decided(self.file, asked, resolved, why)
+        return 0
+
+
+def _process(*words: object) -> list[str]:
+    return [sys.executable, "-m", "bonsaigpt.cli.member", *map(str, words)]
 
 
 def _leave_with_parent() -> None:
@@ -76,8 +122,8 @@ def _leave_with_parent() -> None:
 
 if __name__ == "__main__":
     _leave_with_parent()
-    run, config, corpora, threads = sys.argv[1:]
-    member = Member(
-        run=Path(run), config=Path(config), corpora=Path(corpora), threads=int(threads), log=Path(os.devnull)
-    )
-    sys.exit(member())
+    what, target, config, corpora, *rest = sys.argv[1:]
+    paths: dict[str, Path] = {"config": Path(config), "corpora": Path(corpora), "log": Path(os.devnull)}
+    if what == "run":
+        sys.exit(Member(run=Path(target), flags=rest, **paths)())
+    sys.exit(Decision(file=Path(target), threads=int(rest[0]), **paths)())

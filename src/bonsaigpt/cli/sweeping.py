@@ -17,13 +17,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from bonsaigpt import recipes
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli.common import progress_bar, run_folder, runs_folder, settings
-from bonsaigpt.cli.member import Member
+from bonsaigpt.cli.experiment import whisper
+from bonsaigpt.cli.member import Decision, Member
 from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import BonsaiError, ConfigError
 from bonsaigpt.recipes import flatten
 from bonsaigpt.study.cluster import SubmititExecutor
-from bonsaigpt.study.plan import Plan, Settings
-from bonsaigpt.study.pool import Executor, ProcessPool, Work
+from bonsaigpt.study.decided import Decided, decider, hangs_on_the_clock, read_decided
+from bonsaigpt.study.plan import Plan, PlannedRun, Settings
+from bonsaigpt.study.pool import Executor, ProcessPool, Work, failure, run_all
 from bonsaigpt.study.progress import Follower
 from bonsaigpt.study.results import read_result
 from bonsaigpt.study.sweep import Status, Sweep, prepare_data
@@ -93,26 +95,78 @@ def execute(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Iterator
         prepare_data(
             plan,
             arguments.corpora,
-            say=lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True),
+            say=whisper(console),
             advance=advance,
         )
     with Sweep.open(folder, plan) as sweep:
         left = sweep.left(retry=arguments.retry)
         if before := len(plan.runs) - len(left):
             print(f"{before} of {len(plan.runs)} runs have ended before")
-        works = [
-            Member(
-                run=sweep.run(planned),
-                config=sweep.toml(planned),
-                corpora=arguments.corpora,
-                threads=0 if planned.config.train.threads else share,
-                log=sweep.log(planned),
-            )
-            for planned in left
-        ]
-        with _Live(sweep, console) as live:
-            stopped = sweep.execute(works, executor, at_once=arguments.jobs, say=live.say, follow=live.follow)
+        stopped = _decide(sweep, left, executor, share, arguments.corpora, console)
+        if stopped is None:
+            decided = read_decided(sweep.decided)
+            works = [
+                Member(
+                    run=sweep.run(planned),
+                    config=sweep.toml(planned),
+                    corpora=arguments.corpora,
+                    flags=_flags(planned.config, decided, share),
+                    log=sweep.log(planned),
+                )
+                for planned in left
+            ]
+            with _Live(sweep, console) as live:
+                stopped = sweep.execute(works, executor, at_once=arguments.jobs, say=live.say, follow=live.follow)
         yield sweep, stopped
+
+
+def _decide(
+    sweep: Sweep, left: Sequence[PlannedRun], executor: Executor, share: int, corpora: Path, console: Console
+) -> str | None:
+    """Decide how all runs compute, if one of them is still to begin that leaves it open and nothing was decided before;
+    the name of the signal that stopped it, if one did.
+
+    Raises:
+        BonsaiError: it failed.
+    """
+    fresh = [planned for planned in left if not sweep.run(planned).exists()]
+    if not any(hangs_on_the_clock(planned.config) for planned in fresh) or sweep.decided.exists():
+        return None
+    planned = decider(sweep.plan.runs)
+    say = whisper(console)
+    say(f"deciding how all runs compute, by {planned.name}")
+    work = Decision(
+        file=sweep.decided,
+        config=sweep.toml(planned),
+        corpora=corpora,
+        threads=0 if planned.config.train.threads else share,
+        log=sweep.decided.with_suffix(".log"),
+    )
+    failed: list[int] = []
+
+    def note(_: Work, code: int, asked: bool) -> None:
+        if code and not asked:
+            failed.append(code)
+
+    stopped = run_all([work], executor, at_once=1, on_end=note, follow=lambda running: None)
+    if failed:
+        reason = failure(failed[0], work.log)
+        raise BonsaiError(
+            f"it could not be decided how all runs compute, by {planned.name} ({reason}): mend that, or leave nothing "
+            "to decide, e.g. --train.compile off --train.precision fp32"
+        )
+    if (decided := read_decided(sweep.decided)) is not None:
+        for name, value in decided.settings.items():
+            say(f"{name} = {value} ({decided.why[name]})" if name in decided.why else f"{name} = {value}")
+    return stopped
+
+
+def _flags(config: RunConfig, decided: Decided | None, share: int) -> list[str]:
+    """What a run starts with beside its own configuration."""
+    settings = dict(decided.settings_for(config)) if decided is not None else {}
+    if share and not config.train.threads:
+        settings["train.threads"] = str(share)
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 def finish(sweep: Sweep, stopped: str | None) -> int:

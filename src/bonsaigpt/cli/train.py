@@ -6,8 +6,9 @@ import argparse
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
 from bonsaigpt.checkpoint.files import read_state
 from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, progress_bar, runs_folder, settings
 from bonsaigpt.cli.dryrun import show_forecast
-from bonsaigpt.cli.experiment import as_run, make_engine, open_data, with_overrides, with_vocabulary
+from bonsaigpt.cli.experiment import as_run, make_engine, open_data, whisper, with_overrides, with_vocabulary
 from bonsaigpt.config import RunConfig, dump_toml, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine
@@ -93,6 +94,16 @@ def run(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class _Decisions:
+    """Of the engine, on how a run is computed; none where a run goes on as it was."""
+
+    why: dict[str, str] = field(default_factory=dict)
+    """By the names of the settings."""
+    seconds: float = 0.0
+    """That they took."""
+
+
+@dataclass(frozen=True)
 class _Session:
     """One call of the verb, in each of the processes that train together; the main one prints and writes."""
 
@@ -134,12 +145,13 @@ class _Session:
         begin: Checkpoint | None = None
         if opened is not None:
             begin = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source))
-        config, why = self._resolve(config, engine, source)
+        config, decisions = self._resolve(config, engine, source)
         if arguments.dry_run:
-            return self._foresee(config, why, engine, source, RunDirectory(target), fresh=opened is None)
+            return self._foresee(config, decisions, engine, source, RunDirectory(target), fresh=opened is None)
 
         def create(environment: dict[str, Any]) -> None:
-            RunDirectory.create(target, config, source.tokenizer, environment | {"decisions": why}, start=begin)
+            record = environment | {"decisions": decisions.why}
+            RunDirectory.create(target, config, source.tokenizer, record, start=begin)
 
         return self._train(config, engine, source, RunDirectory(target), create)
 
@@ -166,14 +178,17 @@ class _Session:
         source = self._open_data(config, engine)
         trained_on = state if state is not None else run_directory.environment
         check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
+        begin = state["step"] if state is not None else 0
+        decisions = _Decisions()
+        if config.left_open:
+            config, decisions = self._resolve(config, engine, source, begin=begin)
         if self.arguments.dry_run:
-            begin = state["step"] if state is not None else 0
-            return self._foresee(config, {}, engine, source, run_directory, begin=begin)
+            return self._foresee(config, decisions, engine, source, run_directory, begin=begin)
 
         def go_on(environment: dict[str, Any]) -> None:
             if config != old:
                 write_text(folder / "config.toml", dump_toml(config))
-            run_directory.note_session(environment)
+            run_directory.note_session(environment | {"decisions": decisions.why})
 
         return self._train(config, engine, source, run_directory, go_on, saved)
 
@@ -189,20 +204,31 @@ class _Session:
         self._same(engine, [source.fingerprint])
         return source
 
-    def _resolve(self, config: RunConfig, engine: Engine, source: BatchSource) -> tuple[RunConfig, dict[str, str]]:
+    def _resolve(
+        self, config: RunConfig, engine: Engine, source: BatchSource, *, begin: int = 0
+    ) -> tuple[RunConfig, _Decisions]:
         """What the engine decides for the run, by the main process' measurements."""
+        say = whisper(self.console)
 
         def resolve() -> list[Any]:
-            resolved, why = engine.resolve(config, source.batch_at(config.train.steps - 1))
-            return [resolved.model_dump(mode="json", exclude_none=True), why]
+            began = time.perf_counter()
+            batch = source.batch_at(config.train.steps - 1)
+            with progress_bar(self.console) as advance:
+                advance("deciding how to compute", 0, 0)
+                resolved, why = engine.resolve(config, batch, begin=begin, say=say)
+            return [resolved.model_dump(mode="json", exclude_none=True), why, time.perf_counter() - began]
 
-        resolved, why = engine.world.on_main(resolve)
-        return validate(resolved, origin="the engine's decisions"), why
+        resolved, why, seconds = engine.world.on_main(resolve)
+        if not self.arguments.dry_run:  # which has a table of them
+            for name, reason in why.items():
+                if not reason.endswith("as asked"):
+                    say(f"{name}: {reason}")
+        return validate(resolved, origin="the engine's decisions"), _Decisions(why, seconds)
 
     def _foresee(
         self,
         config: RunConfig,
-        why: dict[str, str],
+        decisions: _Decisions,
         engine: Engine,
         source: BatchSource,
         run_directory: RunDirectory,
@@ -213,8 +239,11 @@ class _Session:
         def show() -> None:
             with progress_bar(self.console) as advance:
                 runs = run_directory.path.parent
-                found = forecast(config, engine=engine, source=source, runs=runs, advance=advance, **state)
-            show_forecast(found, why=why, environment=engine.describe(), console=self.console)
+                took = decisions.seconds
+                found = forecast(
+                    config, engine=engine, source=source, runs=runs, deciding=took, advance=advance, **state
+                )
+            show_forecast(found, why=decisions.why, environment=engine.describe(), console=self.console)
 
         engine.world.on_main(show)
         engine.close()

@@ -10,7 +10,7 @@ from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import StdlibData
 from bonsaigpt.config.data import DataConfig
 from bonsaigpt.config.model import ModelConfig
-from bonsaigpt.config.optim import NoRamp, OptimConfig, Ramp
+from bonsaigpt.config.optim import MuonMatrices, NoRamp, OptimConfig, Ramp
 from bonsaigpt.config.toys import SortData
 
 __all__ = ["GuardConfig", "RunConfig", "TrainConfig"]
@@ -94,6 +94,22 @@ class RunConfig(Config):
     data: DataConfig = StdlibData()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @property
+    def left_open(self) -> tuple[str, ...]:
+        """The settings that the engine is to decide, by their dotted names. Of a run that has begun none are left, but
+        on a GPU ``train.precision``, which goes by the device of the day."""
+        train = self.train
+        settings = {
+            "train.workers": train.workers,
+            "train.micro_batch": train.micro_batch,
+            "train.precision": train.precision,
+            "train.compile": train.compile,
+            "train.attention_kernel": train.attention_kernel,
+        }
+        if isinstance(self.optim.matrices, MuonMatrices):
+            settings["optim.matrices.precision"] = self.optim.matrices.precision
+        return tuple(name for name, value in settings.items() if value in (0, "auto"))
 
     @model_validator(mode="after")
     def _check(self) -> Self:

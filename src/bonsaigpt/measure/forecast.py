@@ -43,7 +43,9 @@ class Times:
     step: float
     """Of full size."""
     training: float
-    """All steps."""
+    """All steps, with what the first takes longer because it compiles."""
+    deciding: float
+    """How to compute, before the first step; measured here, where nothing may have been compiled before."""
     evaluation: float
     """Of the whole validation split, once."""
     evaluations: int
@@ -52,8 +54,8 @@ class Times:
 
     @property
     def total(self) -> float:
-        """Training and evaluations; what is written to the disk meanwhile is not in it."""
-        return self.training + self.evaluations * self.evaluation
+        """Decisions, training and evaluations; what is written to the disk meanwhile is not in it."""
+        return self.deciding + self.training + self.evaluations * self.evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,8 @@ class Forecast:
     tokens: int
     """Targets of all steps."""
     epochs: float | None
-    """How often each token of the training split is seen; None where data are made on the way."""
+    """How often each token of the training split is seen from the first step to the last, also of a run that has some
+    behind it; None where data are made on the way."""
     times: Times | None
     """None where a step would not fit into memory."""
     checkpoint: int
@@ -122,6 +125,7 @@ def forecast(
     runs: Path,
     begin: int = 0,
     fresh: bool = True,
+    deciding: float = 0.0,
     advance: Advance = lambda what, done, total: None,
 ) -> Forecast:
     """Foresee a run of a resolved configuration.
@@ -130,17 +134,17 @@ def forecast(
         runs: the folder that its own would be made in.
         begin: steps that are done already.
         fresh: whether it starts from weights that nobody has trained.
+        deciding: seconds that the configuration took to resolve.
     """
     steps = _steps(config, begin)
     batches = {size: source.batch_at(first) for size, (_, first) in steps.items()}
     tokens = sum(count * batches[size].count for size, (count, _) in steps.items())
-    positions = sum(count * batches[size].tokens_BT.size for size, (count, _) in steps.items())
     flops = {size: _flops(config, batch) for size, batch in batches.items()}
     advance("counting memory", 0, 0)
     memory, room = engine.step_memory(config), engine.room()
     times = None
     if room is None or memory.total <= room.usable:
-        times = _times(config, engine, source, steps, flops, begin, advance)
+        times = _times(config, engine, source, steps, flops, begin, advance, deciding)
     kept = len(_due(begin, config.train.steps, config.train.keep_every)) if config.train.keep_every else 0
     return Forecast(
         config=config,
@@ -151,13 +155,20 @@ def forecast(
         flops_per_token=flops_per_token(config.model),
         flops=sum(count * flops[size] for size, (count, _) in steps.items()),
         tokens=tokens,
-        epochs=positions / len(source.train) if isinstance(source, TokenBatches) else None,
+        epochs=_epochs(config, source),
         times=times,
         checkpoint=4 * parameter_count(config.model) + memory.state,
         checkpoints=3 + kept,  # best and last, and the next one while it is written; the others for good
         disk_free=_disk_free(runs.absolute()),
         loss=_loss(config, source, tokens, fresh=fresh and begin == 0),
     )
+
+
+def _epochs(config: RunConfig, source: BatchSource) -> float | None:
+    if not isinstance(source, TokenBatches):
+        return None
+    positions = sum(count * source.batch_at(first).tokens_BT.size for count, first in _steps(config, 0).values())
+    return positions / len(source.train)
 
 
 def _steps(config: RunConfig, begin: int) -> dict[_Size, tuple[int, int]]:
@@ -204,6 +215,7 @@ def _times(
     flops: dict[_Size, int],
     begin: int,
     advance: Advance,
+    deciding: float,
 ) -> Times:
     measured: dict[_Size, float] = {}
     warming_up = 0.0
@@ -224,6 +236,7 @@ def _times(
     interval, last = train.eval_interval, train.steps % train.eval_interval > 0
     return Times(
         step=measured[full],
+        deciding=deciding,
         training=warming_up + sum(count * seconds_of(size) for size, (count, _) in steps.items()),
         evaluation=_evaluation_seconds(config, engine, source),
         evaluations=(begin == 0) + len(_due(begin, train.steps, interval)) + last,

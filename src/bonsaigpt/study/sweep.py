@@ -3,6 +3,7 @@
 runs/SWEEP/
   sweep.json             the plan, and each run's status: planned, done, or failed with the reason
   plan/NAME.toml         each run's whole configuration, before it starts
+  plan/decided.json      how all of them compute, decided once (decided.py)
   plan/NAME.log          what it printed
   NAME/                  the run itself, like any other
   sweep.csv, sweep.html  the result
@@ -87,6 +88,11 @@ class Sweep:
     def log(self, planned: PlannedRun) -> Path:
         """What a run printed."""
         return self.folder / "plan" / f"{planned.name}.log"
+
+    @property
+    def decided(self) -> Path:
+        """How all runs compute, once that is decided."""
+        return self.folder / "plan" / "decided.json"
 
     def status_of(self, planned: PlannedRun) -> Status:
         """What became of a run."""

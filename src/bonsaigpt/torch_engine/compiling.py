@@ -1,9 +1,10 @@
 """Whether torch.compile pays, and which attention kernel: decided before the first step, kept in the run's settings.
 
 Compiling costs half a minute the first time and some seconds when its results are cached; what it wins depends on the
-machine. So it is tried only where the steps to come could win the time back, and kept only if it then measures faster;
-what was measured is remembered beside the compiler's cache. A short run never measures anything: it computes alike
-every time. A machine that cannot compile trains without.
+machine. So a few steps are timed as they are. Only where those to come could win the time back is compiling tried, and
+it is kept only if it then measures faster; what was measured is remembered beside the compiler's cache. A run that is
+far too short to win anything is timed and no more, so it computes alike every time. A machine that cannot compile
+trains without.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 
 from bonsaigpt.config import RunConfig, derive
 
-__all__ = ["Decision", "compile_module", "decide"]
+__all__ = ["Decision", "compile_module", "decide_compiling", "what_is_missing"]
 
 _GAIN = {"cpu": 1.25, "cuda": 1.6}
 """Speed-up to hope for, before anything was measured."""
@@ -44,11 +45,14 @@ class Decision:
     why: str
 
 
-def decide(config: RunConfig, device: torch.device, seconds_a_step: Callable[[RunConfig], float]) -> Decision:
+def decide_compiling(
+    config: RunConfig, device: torch.device, seconds_a_step: Callable[[RunConfig], float], *, begin: int = 0
+) -> Decision:
     """Resolve ``train.compile`` and ``train.attention_kernel``.
 
     Args:
         seconds_a_step: measures a step on scratch weights under a configuration whose settings are resolved.
+        begin: steps that are done already.
     """
     asked, kernel = config.train.compile, config.train.attention_kernel
     safe = kernel if kernel != "auto" else "sdpa"
@@ -65,9 +69,12 @@ def decide(config: RunConfig, device: torch.device, seconds_a_step: Callable[[Ru
     before = seconds_a_step(resolved(False, safe))
     note = _Note(config, device)
     gain, cost = note.gain or _GAIN[device.type], (_WARM_SECONDS if note.gain else _COLD_SECONDS)[device.type]
-    saving = config.train.steps * before * (1 - 1 / gain)
-    if saving < cost:
-        words = f"{config.train.steps:,} steps of {_duration(before)} could save {_duration(max(0.0, saving))}"
+    if gain * _WORTH <= 1.0:
+        return Decision(False, safe, f"off: when it was tried here, a compiled step was {gain:.2f}x as fast")
+    steps = config.train.steps - begin
+    if steps * before * (1 - 1 / gain) < cost:
+        ours = f"{steps:,} step{'s' * (steps != 1)} of {_duration(before)}"
+        words = f"{ours} could save {_duration(steps * before * (1 - 1 / gain))}"
         return Decision(False, safe, f"off: {words}, compiling costs about {_duration(cost)}")
     if kernel == "auto" and device.type == "cpu" and config.model.dropout == 0:
         plain = seconds_a_step(resolved(False, "plain"))
@@ -130,4 +137,6 @@ class _Note:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 1e-3:
+        return "less than 1 ms"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.0f} s"

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import ModelConfig, MuonMatrices, RunConfig, derive
+from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.processes import Process
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate
-from bonsaigpt.torch_engine.compiling import compile_module, decide, what_is_missing
+from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
+from bonsaigpt.torch_engine.deciding import decide
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
-from bonsaigpt.torch_engine.formats import decide_matrices, decide_precision
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import count_step
@@ -33,7 +33,7 @@ from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
 from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.parallel import Layout, Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
-from bonsaigpt.torch_engine.room import Choice, choose_rows, room
+from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
 from bonsaigpt.trace import Room, StepMemory, Trace
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from bonsaigpt.torch_engine.shard_files import ShardFiles
 
 __all__ = ["TorchEngine"]
-
-CPU_PASS = 768
-"""Tokens in one forward pass on a CPU, where nothing else is asked."""
 
 
 class TorchEngine:
@@ -86,42 +83,18 @@ class TorchEngine:
 
     # ------------------------------------------------------------------ training
 
-    def resolve(self, config: RunConfig, batch: Batch) -> tuple[RunConfig, dict[str, str]]:
+    def resolve(
+        self, config: RunConfig, batch: Batch, *, begin: int = 0, say: Callable[[str], None] = lambda line: None
+    ) -> tuple[RunConfig, dict[str, str]]:
         """The configuration with all that was left to the engine decided for batches like this one, and the reasons.
 
         A run keeps the resolved one: whoever continues or replays it computes as it did.
+
+        Args:
+            begin: steps that are done already.
+            say: told in a line what is under way before it takes its time.
         """
-        why: dict[str, str] = {}
-        workers, why["workers"] = self._workers(config)
-        choice = self._rows(config, workers)
-        why["micro_batch"] = choice.why
-        config = derive(config, train={"workers": workers, "micro_batch": choice.rows})
-        device = self.placement.device
-        if isinstance(config.optim.matrices, MuonMatrices):  # before train.precision, which it follows if that is asked
-            number_format, why["matrices"] = decide_matrices(config, device)
-            matrices = config.optim.matrices.model_dump() | {"precision": number_format}
-            config = derive(config, optim={"matrices": matrices})
-        if not choice.fits:  # what is open would be decided by taking steps
-            open_ones = {"compile": "off"} if config.train.compile == "auto" else {}
-            if config.train.precision == "auto" and device.type == "cpu":
-                open_ones["precision"] = "fp32"
-            config = derive(config, train=open_ones)
-        measured: dict[str, float] = {}
-
-        def seconds_a_step(tried: RunConfig) -> float:
-            settings = tried.model_dump_json()
-            if settings not in measured:
-                measured[settings] = min(self.time_steps(tried, batch, 3)[1:])
-            return measured[settings]
-
-        precision, why["precision"] = decide_precision(config, device, seconds_a_step)
-        config = derive(config, train={"precision": precision})
-        decision = decide(config, device, seconds_a_step)
-        why["compile"] = decision.why
-        if not choice.fits:
-            why["compile"] = why["precision"] = "a step may not fit into memory, so none was measured"
-        kernel = {"compile": "on" if decision.compile else "off", "attention_kernel": decision.attention_kernel}
-        config = derive(config, train=kernel)
+        config, why = decide(self, config, batch, begin=begin, say=say)
         self._follow(config)
         return config, why
 
@@ -133,35 +106,13 @@ class TorchEngine:
             placement = choose_placement(str(self.placement.device), config.train.precision)
             self.placement = replace(placement, why=f"{where}; {config.train.precision}, as decided for the run")
 
-    def _workers(self, config: RunConfig) -> tuple[int, str]:
-        if self.placement.device.type != "cpu":
-            return 1, "one: the device works through the whole batch"
-        if config.model.dropout:
-            return 1, "one: dropout draws from a generator that workers would share"
-        return self.pool.count, f"{self.pool.count}, each with its part of the batch and {self.pool.threads} threads"
+    def check_fits(self, config: RunConfig) -> None:
+        """Refuse, by arithmetic alone, a model that this device cannot train; its vocabulary may be unknown yet.
 
-    def _rows(self, config: RunConfig, workers: int) -> Choice:
-        train, device = config.train, self.placement.device
-        rows = train.micro_batch or train.batch_size
-        if device.type == "cpu" and not train.micro_batch:
-            # Passes of some hundred tokens lose no speed on a CPU and keep a fraction of the activations.
-            rows = min(math.ceil(rows / workers), max(1, CPU_PASS // config.model.block_size))
-
-        def count(rows: int, kernel: str) -> int:
-            chosen = {"attention_kernel": kernel if train.attention_kernel == "auto" else train.attention_kernel}
-            tried = derive(config, train={"workers": workers, "micro_batch": rows, **chosen})
-            return self.step_memory(tried).total
-
-        return choose_rows(
-            config,
-            # On a CPU either kernel may turn out the faster one, and the plain one holds more.
-            lambda rows: count(rows, "plain" if device.type == "cpu" else "sdpa"),
-            least=lambda: count(1, "sdpa"),
-            rows=rows,
-            own=math.ceil(train.batch_size / self.world.size),
-            workers=workers,
-            space=self.room(),
-        )
+        Raises:
+            DeviceError: what every step holds is more than the memory that there is.
+        """
+        refuse_hopeless(config, self.room(), shards=self.world.size if config.train.parallel == "fsdp" else 1)
 
     def step_memory(self, config: RunConfig) -> StepMemory:
         """The bytes that a step of a resolved configuration will hold in this process, counted without computing."""

@@ -23,12 +23,13 @@ _WORTH = 1.2
 
 
 def decide_precision(
-    config: RunConfig, device: torch.device, seconds_a_step: Callable[[RunConfig], float]
+    config: RunConfig, device: torch.device, seconds_a_step: Callable[[RunConfig], float], *, begin: int = 0
 ) -> tuple[str, str]:
     """Resolve ``train.precision`` on a CPU, and say why; elsewhere it stays as it is.
 
     Args:
         seconds_a_step: measures a step on scratch weights under a configuration whose settings are resolved.
+        begin: steps that are done already.
     """
     asked = config.train.precision
     if asked != "auto" or device.type != "cpu":
@@ -37,7 +38,7 @@ def decide_precision(
     if not native:
         return "fp32", f"fp32: {reason}"
     before = seconds_a_step(_eager(config, "fp32"))
-    if config.train.steps * before < _LONG:
+    if (config.train.steps - begin) * before < _LONG:
         return "fp32", "fp32: the run is too short to try bf16"
     gain = before / seconds_a_step(_eager(config, "bf16"))
     if gain < _WORTH:
@@ -58,7 +59,7 @@ def decide_matrices(config: RunConfig, device: torch.device) -> tuple[str, str]:
 
 
 def _eager(config: RunConfig, precision: str) -> RunConfig:
-    """What ``compiling.decide`` measures first, so that it is measured once."""
+    """What ``decide_compiling`` measures first, so that it is measured once."""
     kernel = config.train.attention_kernel
     settings = {"precision": precision, "compile": "off", "attention_kernel": "sdpa" if kernel == "auto" else kernel}
     return derive(config, train=settings)

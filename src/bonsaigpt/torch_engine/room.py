@@ -16,7 +16,7 @@ from bonsaigpt.errors import DeviceError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.trace import Room
 
-__all__ = ["Choice", "at_most", "choose_rows", "fitting_rows", "room"]
+__all__ = ["Choice", "at_least", "at_most", "choose_rows", "fitting_rows", "refuse_hopeless", "room"]
 
 
 def room(device: torch.device) -> Room | None:
@@ -102,6 +102,16 @@ def choose_rows(
     return Choice(1, f"one sequence in a pass, but even so a step needs {_gigabytes(single)}, {free}", fits=False)
 
 
+def refuse_hopeless(config: RunConfig, space: Room | None, *, shards: int) -> None:
+    """Raise ``DeviceError`` if already ``at_least`` is more than the device has altogether."""
+    if space is None or (needed := at_least(config, shards=shards)) <= space.total:
+        return
+    raise DeviceError(
+        f"this model needs {_gigabytes(needed)} of memory at least, to train on one sequence at a time, and this "
+        f"device has {_gigabytes(space.total)}: try a smaller model.n_embd, model.n_layer or model.block_size"
+    )
+
+
 def fitting_rows(count: Callable[[int], int], rows: int, usable: int) -> int | None:
     """The largest near-even part of ``rows`` whose count of bytes is at most ``usable``; None if one row's is more.
 
@@ -129,6 +139,13 @@ def at_most(config: RunConfig, *, rows: int, workers: int) -> int:
     each = 40 * model.n_embd + 10 * model.hidden + 8 * model.n_head * model.block_size
     activations = tokens * (model.n_layer * each + 10 * model.vocabulary_rows)
     return 4 * (workers * (2 * activations + 2 * parameter_count(model)) + 20 * parameter_count(model))
+
+
+def at_least(config: RunConfig, *, shards: int) -> int:
+    """A bound from below on the bytes of any step: weights, gradients and one moment in float32, and of a single
+    sequence the input of each block in 16 bits. The vocabulary may be unknown yet, and then counts as one token."""
+    model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or 1})
+    return 12 * parameter_count(model) // shards + 2 * model.n_layer * model.block_size * model.n_embd
 
 
 def _gigabytes(size: int) -> str:

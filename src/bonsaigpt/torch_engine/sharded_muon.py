@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bonsaigpt.config import MuonMatrices
 from bonsaigpt.torch_engine.fsdp import Sharded
-from bonsaigpt.torch_engine.muon import Matrix, gradient_of, number_format, orthogonalize, size_factor
+from bonsaigpt.torch_engine.muon import Matrix, gradient_of, number_format, orthogonalize, silence_, size_factor
 
 __all__ = ["ShardedMuon"]
 
@@ -34,7 +34,7 @@ class ShardedMuon:
         config = self.config
         for name, maps in self._maps.items():
             weight, momentum, scale = maps[0].parameter, self._momenta[name], maps[0].lr_scale
-            gradient = torch.where(keep > 0, gradient_of(maps[0]).float(), 0.0)
+            gradient = silence_(gradient_of(maps[0]).float(), keep)
             momentum.lerp_(gradient, (1.0 - config.momentum) * keep)
             whole = self.layout.whole(name, gradient.lerp(momentum, config.momentum))
             update = self.layout.own(name, torch.cat([self._orthogonal(whole[m.first : m.last]) for m in maps]))
