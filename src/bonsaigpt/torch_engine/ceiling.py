@@ -16,7 +16,7 @@ import torch
 from bonsaigpt.torch_engine.device import Placement, synchronize
 from bonsaigpt.torch_engine.workers import WorkerPool
 
-__all__ = ["Ceiling", "ceiling", "copy_rate", "known_peak", "product_rate"]
+__all__ = ["Ceiling", "ceiling", "copy_rate", "known_peak", "product_rate", "read_rate"]
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,17 @@ def copy_rate(placement: Placement, pool: WorkerPool, *, seconds: float) -> floa
         return lambda: target.copy_(source)
 
     return 2 * size * _calls_per_second(copy, placement.device, pool, seconds)
+
+
+def read_rate(placement: Placement, pool: WorkerPool, *, seconds: float) -> float:
+    """Bytes a second that all workers together read while each sums what no cache holds."""
+    size = 2**30 if placement.device.type == "cuda" else 2**27
+
+    def read() -> Callable[[], object]:
+        numbers = torch.ones(size // 4, device=placement.device)
+        return numbers.sum
+
+    return size * _calls_per_second(read, placement.device, pool, seconds)
 
 
 def _calls_per_second(
