@@ -26,7 +26,7 @@ from bonsaigpt.torch_engine.model import load_weights, weights
 from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import schedule_share
 
-__all__ = ["NanoGPT", "Ours", "Setup", "Side", "check_nanogpt"]
+__all__ = ["NanoGPT", "Ours", "Setup", "Side", "check_nanogpt", "load_model_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class NanoGPT:
         self.peak, self.grad_clip = optim.lr, optim.grad_clip
         self.floor, self.warmup, self.decay_steps = optim.lr * optim.schedule.final, optim.schedule.warmup, train.steps
         torch.manual_seed(setup.config.seed)
-        file = _load_model_file(setup.nanogpt)
+        file = load_model_file(setup.nanogpt)
         with redirect_stdout(sys.stderr):  # it prints what it makes; stdout is for the figures
             self.model = file.GPT(
                 file.GPTConfig(
@@ -252,7 +252,8 @@ def check_nanogpt(path: Path) -> Path:
     return path
 
 
-def _load_model_file(nanogpt: Path) -> ModuleType:
+def load_model_file(nanogpt: Path) -> ModuleType:
+    """Its model.py, as it is."""
     specification = importlib.util.spec_from_file_location("nanogpt_model", nanogpt / "model.py")
     assert specification is not None
     assert specification.loader is not None

@@ -31,6 +31,8 @@ def quick(command: list[str]) -> list[str]:
         return [*command, *few, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
     if command[0] == "profile":
         return [*command, "--steps", "1", "--warmup", "1"]
+    if command[0] == "bench":
+        return [*command, "--seconds", "0.01", "--tokens", "2"]
     if command[0] == "sample":
         return [*command, "--tokens", "5"]
     return command
@@ -110,6 +112,15 @@ def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureF
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
         assert "nothing was trained" in capsys.readouterr().out
     assert not (workshop / "runs").exists()
+
+
+def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = shlex.split("train my-text --data.path my-texts --name mine")
+    found = commands((ROOT / "docs" / "decoding.md").read_text(encoding="utf-8"))
+    assert [c[0] for c in found] == ["bench", "bench", "eval"]
+    for command in [train, *found]:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert "int8 weights: " in capsys.readouterr().out
 
 
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ VERBS = {
     "eval": "score a model on its whole validation split, or on any text",
     "sweep": "train a recipe over a grid of settings and several seeds",
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",
+    "bench": "how fast a model decodes here, against the machine's limit",
     "profile": "tell where the time of a training step goes",
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",

@@ -66,21 +66,29 @@ class Decoder {
             positions_[i] = m_.lengths[rows[i]]++;
         }
         rows_ = rows;
-        if (pool_.threads() == 1 || count >= 4) {
-            pool_.use_helpers(true);
+        if (pool_.threads() == 1) {
             run(tokens, count, from, logits);
-        } else {
-            auto began = std::chrono::steady_clock::now();
-            pool_.use_helpers(pace_.shared());
-            run(tokens, count, from, logits);
-            pace_.note(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+            return FINE;
         }
+        Pace& pace = paces_[size_class(count)];
+        auto began = std::chrono::steady_clock::now();
+        pool_.use_helpers(pace.shared());
+        run(tokens, count, from, logits);
+        pace.note(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
         return FINE;
     }
 
-    int32_t threads() const { return pace_.pays() ? pool_.threads() : 1; }
+    // That one token a call was fastest with of late.
+    int32_t threads() const { return paces_[0].pays() ? pool_.threads() : 1; }
 
   private:
+    // Calls of about equal cost are compared with each other: 1 token, 2 to 3, 4 to 7, ...
+    static int size_class(int64_t count) {
+        int found = 0;
+        while (count >>= 1) found++;
+        return found;
+    }
+
     // Rows a power of two apart would fall into the same few lines of a cache.
     static int64_t stride(int64_t n) { return padded(n) + LANES; }
 
@@ -302,7 +310,7 @@ class Decoder {
 
     Model m_;
     Pool pool_;
-    Pace pace_;
+    Pace paces_[8];  // up to MOST tokens
     std::vector<Layer> layers_;
     int64_t width_, qkv_width_, mixed_width_, hidden_width_, slots_;  // strides of the buffers below
     std::vector<float> x_, normed_, qkv_, mixed_, hidden_, scores_;

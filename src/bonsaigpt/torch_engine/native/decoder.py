@@ -46,7 +46,7 @@ class NativeDecoder:
         self._keys = np.zeros((*shape, slots // LANES, config.head_width, LANES), dtype=np.float32)
         self._values = np.zeros((*shape, slots, config.head_width), dtype=np.float32)
         self._lengths = np.zeros(rows, dtype=np.int64)
-        self._packed = Packed(weights)
+        self._packed = Packed(model, weights)
         structure = _structure(model, self._packed)
         structure.rows, structure.slots = rows, config.block_size
         structure.keys, structure.values = self._keys.ctypes.data, self._values.ctypes.data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +19,8 @@ __all__ = ["LANES", "Packed", "what_is_not_dense"]
 
 LANES = 16
 """Outputs of a panel; decode.cpp's own number."""
+_LINE = 64
+"""Bytes of a cache line."""
 
 _REPEATED: dict[type[nn.Module], object] = {
     kind: kind.forward
@@ -27,13 +30,20 @@ _REPEATED: dict[type[nn.Module], object] = {
 
 
 class Packed:
-    """Matrices for the C++ and the memory that they point to."""
+    """Matrices for the C++ and the memory that they point to: one piece, as NumPy asks the system for large pages."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, model: GPT, weights: Weights) -> None:
         self.weights = weights
+        shapes = [m.weight.shape for m in model.modules() if isinstance(m, Linear)]
+        if model.config.tie_embeddings:
+            shapes.append(model.head_weight.shape)
+        self._one = torch.int8 if weights == "int8" else torch.float32
+        room = sum(_aligned(-(-out // LANES) * LANES * into * self._one.itemsize) for out, into in shapes)
+        self._room = torch.from_numpy(np.empty(room + _LINE, dtype=np.uint8))
+        self._used = -self._room.data_ptr() % _LINE
+        self._kept: list[Tensor] = []
         self.bytes = 0
         """Of the matrices that every step reads."""
-        self._kept: list[Tensor] = []
 
     def pointer(self, tensor: Tensor | None) -> int | None:
         """The address of a tensor's float32 numbers; they stay as long as this object."""
@@ -59,11 +69,18 @@ class Packed:
         if self.weights == "int8":
             weight, scales = quantize_int8(weight)
             scales = F.pad(scales, (0, padding))
-        panels = F.pad(weight, (0, 0, 0, padding)).view(-1, LANES, inputs).transpose(1, 2).contiguous()
-        self.bytes += panels.numel() * panels.element_size()
+        size = (outputs + padding) * inputs * self._one.itemsize
+        panels = self._room[self._used : self._used + size].view(self._one).view(-1, inputs, LANES)
+        panels.copy_(F.pad(weight, (0, 0, 0, padding)).view(-1, LANES, inputs).transpose(1, 2))
+        self._used += _aligned(size)
+        self.bytes += size
         if bias is not None:
             bias = F.pad(bias.detach(), (0, padding))
-        return Matrix(self.pointer(panels), self.pointer(scales), self.pointer(bias), outputs, inputs)
+        return Matrix(panels.data_ptr(), self.pointer(scales), self.pointer(bias), outputs, inputs)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _LINE) * _LINE
 
 
 def what_is_not_dense(model: nn.Module) -> str | None:

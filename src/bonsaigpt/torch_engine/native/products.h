@@ -58,16 +58,24 @@ inline void tile(const Matrix& m, const float* x, int64_t x_stride, int64_t pane
         }
 }
 
+// A tile of ``rows`` rows, which is known only now.
+template <int ROWS, int PANELS, typename Weight>
+inline void tile_of(int64_t rows, const Matrix& m, const float* x, int64_t x_stride, int64_t panel, int64_t row,
+                    const Finish& finish) {
+    if (rows == ROWS) return tile<ROWS, PANELS, Weight>(m, x, x_stride, panel, row, finish);
+    if constexpr (ROWS > 1) tile_of<ROWS - 1, PANELS, Weight>(rows, m, x, x_stride, panel, row, finish);
+}
+
+// Tiles of about equal size: one with a row left over would read the panels again for it alone.
 template <int PANELS, typename Weight>
-inline void all_rows(const Matrix& m, const float* x, int64_t x_stride, int64_t from, int64_t to,
-                     int64_t panel, const Finish& finish) {
-    int64_t row = from;
-    for (; row + TALL <= to; row += TALL) tile<TALL, PANELS, Weight>(m, x, x_stride, panel, row, finish);
-    if constexpr (TALL > 8)
-        for (; row + 8 <= to; row += 8) tile<8, PANELS, Weight>(m, x, x_stride, panel, row, finish);
-    for (; row + 4 <= to; row += 4) tile<4, PANELS, Weight>(m, x, x_stride, panel, row, finish);
-    for (; row + 2 <= to; row += 2) tile<2, PANELS, Weight>(m, x, x_stride, panel, row, finish);
-    for (; row < to; row++) tile<1, PANELS, Weight>(m, x, x_stride, panel, row, finish);
+inline void all_rows(const Matrix& m, const float* x, int64_t x_stride, int64_t from, int64_t to, int64_t panel,
+                     const Finish& finish) {
+    int64_t tiles = (to - from + TALL - 1) / TALL;
+    for (int64_t t = 0, row = from; t < tiles; t++) {
+        int64_t rows = (to - row) / (tiles - t);
+        tile_of<TALL, PANELS, Weight>(rows, m, x, x_stride, panel, row, finish);
+        row += rows;
+    }
 }
 
 template <typename Weight>
