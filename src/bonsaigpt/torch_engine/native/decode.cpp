@@ -103,8 +103,8 @@ class Decoder {
         block(m_.layers - 1, from, count);
         const float* y = norm(m_.ln_f, m_.ln_f_bias, from, count);
         multiply(m_.head, y, width_, from, count, [&](int64_t i, int64_t o, Vec v) {
-            v *= m_.head_scale;
-            if (m_.softcap) v = m_.softcap * tanh(v * (1.0f / m_.softcap));
+            v = v * m_.head_scale;
+            if (m_.softcap) v = each([&](int p) { return m_.softcap * tanh(v.part[p] * (1.0f / m_.softcap)); });
             int64_t size = std::min<int64_t>(LANES, m_.vocabulary - o);
             std::memcpy(logits + (i - from) * m_.vocabulary + o, &v, size * sizeof(float));
         });
@@ -135,7 +135,7 @@ class Decoder {
         y = m_.post_norm ? x_.data() : norm(layer.ln_2, layer.ln_2_bias, from, count);
         if (m_.mlp == SWIGLU)
             multiply(layer.c_gate, y, width_, from, count,
-                     [&](int64_t i, int64_t o, Vec v) { store(&hidden_[i * hidden_width_ + o], v * sigmoid(v)); });
+                     [&](int64_t i, int64_t o, Vec v) { store(&hidden_[i * hidden_width_ + o], silu(v)); });
         multiply(layer.c_fc, y, width_, from, count, [&](int64_t i, int64_t o, Vec v) {
             float* h = &hidden_[i * hidden_width_ + o];
             store(h, m_.mlp == SWIGLU ? load(h) * v : bend(v));
@@ -265,19 +265,16 @@ class Decoder {
         int64_t s = 0;
         for (; s + 4 * LANES <= seen; s += 4 * LANES) score<4>(query, keys, s, scores);
         for (; s < seen; s += LANES) score<1>(query, keys, s, scores);
-        Ints lane;
-        for (int i = 0; i < LANES; i++) lane[i] = i;
-        Ints left = static_cast<int32_t>(seen - (s - LANES)) - lane;  // above 0: seen, in the last panel
-        store(scores + s - LANES, left > 0 ? load(scores + s - LANES) : spread(-INFINITY));
+        for (int64_t t = seen; t < s; t++) scores[t] = -INFINITY;
         Vec top = load(scores);
         for (int64_t t = LANES; t < s; t += LANES) top = max(top, load(scores + t));
         float largest = most(top);
         Vec total = {};
         for (int64_t t = 0; t < s; t += LANES) {
-            Vec share = exp(load(scores + t) - largest);
-            if (t + LANES > seen) share = left > 0 ? share : Vec{};
-            store(scores + t, share);
-            total += share;
+            Vec score = load(scores + t) - largest;
+            store(scores + t, each([&](int p) { return exp(score.part[p]); }));
+            for (int64_t beyond = std::max(seen, t); beyond < t + LANES; beyond++) scores[beyond] = 0;  // exp is above 0
+            total += load(scores + t);
         }
         return sum(total);
     }
@@ -301,11 +298,20 @@ class Decoder {
         for (int p = 0; p < PARTS; p++) store(out + p * LANES, sums[p] * inverse);
     }
 
-    Vec bend(Vec x) const {
-        if (m_.mlp == GELU) return 0.5f * x * (1.0f + erf(x * 0.70710678f));
-        if (m_.mlp == GELU_TANH) return 0.5f * x * (1.0f + tanh(0.79788456f * (x + 0.044715f * x * x * x)));
-        Vec positive = max(x, Vec{});
-        return positive * positive;
+    static Vec silu(const Vec& v) {
+        return each([&](int p) { return v.part[p] * sigmoid(v.part[p]); });
+    }
+
+    Vec bend(const Vec& v) const {
+        if (m_.mlp == RELU2) {
+            Vec positive = max(v, Vec{});
+            return positive * positive;
+        }
+        return each([&](int p) {
+            Floats x = v.part[p];
+            if (m_.mlp == GELU) return 0.5f * x * (1.0f + erf(x * 0.70710678f));
+            return 0.5f * x * (1.0f + tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+        });
     }
 
     Model m_;

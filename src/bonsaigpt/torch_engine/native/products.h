@@ -29,7 +29,7 @@ class Finish {
     void (*call_)(const void*, int64_t, int64_t, const Vec&);
 };
 
-// As many sums as the registers hold: 24 of 32 wide ones, or 6 pairs of 16 narrow ones.
+// As many sums as the registers hold: 24 of AVX-512's 32, or 6 pairs of AVX2's 16.
 #if defined(__AVX512F__)
 constexpr int TALL = 12, BROAD = 2;
 #else
@@ -43,6 +43,8 @@ inline void tile(const Matrix& m, const float* x, int64_t x_stride, int64_t pane
     x += row * x_stride;
     Vec sums[ROWS][PANELS] = {};
     for (int64_t k = 0; k < inputs; k++) {
+        if constexpr (ROWS > 1 && sizeof(Weight) == sizeof(float))  // busy with these panels, have the next ones fetched
+            for (int p = 0; p < PANELS; p++) __builtin_prefetch(w + ((PANELS + p) * inputs + k) * LANES, 0, 2);
         Vec weights[PANELS];
         for (int p = 0; p < PANELS; p++) weights[p] = load(w + (p * inputs + k) * LANES);
         for (int r = 0; r < ROWS; r++)
@@ -52,7 +54,7 @@ inline void tile(const Matrix& m, const float* x, int64_t x_stride, int64_t pane
         for (int p = 0; p < PANELS; p++) {
             int64_t o = (panel + p) * LANES;
             Vec y = sums[r][p];
-            if (m.scales) y *= load(m.scales + o);
+            if (m.scales) y = y * load(m.scales + o);
             if (m.bias) y += load(m.bias + o);
             finish(row + r, o, y);
         }
