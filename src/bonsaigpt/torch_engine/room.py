@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -36,14 +36,49 @@ def room(device: torch.device) -> Room | None:
     return _in_container(found)
 
 
-def _in_container(found: Room, group: Path = Path("/sys/fs/cgroup")) -> Room:
-    """The same within the limit of a container (cgroup v2), which /proc/meminfo does not know."""
-    with suppress(OSError, ValueError, KeyError):  # no container, or no limit: the word `max`
-        most = int((group / "memory.max").read_text())
-        words = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        held = int((group / "memory.current").read_text()) - int(words["inactive_file"])  # the kernel can drop these
-        return Room(min(found.free, max(0, most - held)), min(found.total, most))
+def _in_container(found: Room, root: Path = Path("/")) -> Room:
+    """The same within the limits of this process' control groups (a container, a cluster's job), which /proc/meminfo
+    does not know. A group is held by the limits of all groups around it as well, so the tightest one counts."""
+    for group, version in _control_groups(root):
+        with suppress(OSError, ValueError, KeyError):  # no such file here, or no limit: the word `max`
+            most = int((group / version.limit).read_text())
+            words = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # What files have left in memory the kernel can drop.
+            held = int((group / version.usage).read_text()) - int(words[version.droppable])
+            found = Room(min(found.free, max(0, most - held)), min(found.total, most))
     return found
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Where a version of Linux's control groups keeps its figures."""
+
+    mount: str
+    limit: str
+    usage: str
+    droppable: str
+    """In memory.stat; groups below are in it."""
+
+
+_V1 = _Version("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Version("", "memory.max", "memory.current", "inactive_file")
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, _Version]]:
+    """The folders of this process' own group, and of all around it up to the mount, innermost first. In a container
+    the path may be that of the machine outside: its folders are missing here, and the mount is the container's."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:  # number:controllers:path; version 2 has no controllers
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version = _V1 if controllers else _V2
+        mount, own = root / "sys/fs/cgroup" / version.mount, PurePosixPath(path.lstrip("/"))
+        for group in (own, *own.parents):
+            yield mount / group, version
 
 
 @dataclass(frozen=True)
