@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sides import NanoGPT, Ours, Setup, Side
+from sides import Decisions, NanoGPT, Ours, Setup, Side
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import RunConfig, TextData, derive
@@ -104,6 +104,9 @@ class Remote:
 
     def weights(self) -> Arrays:
         return self._ask("weights")
+
+    def decisions(self) -> Decisions:
+        return self._ask("decisions")
 
     def memory(self) -> float:
         """Peak memory so far in 2^20 bytes: of the device on a GPU, else of the process."""

@@ -190,7 +190,9 @@ def group(folder: Path, *, most: str, held: int, droppable: int, version: int = 
     limit, usage = ("memory.max", "memory.current") if version == 2 else _V1_FILES
     (folder / limit).write_text(f"{most}\n")
     (folder / usage).write_text(f"{held}\n")
-    own, all_below = (f"inactive_file {droppable}\n", "") if version == 2 else ("", f"total_inactive_file {droppable}\n")
+    own, all_below = (
+        (f"inactive_file {droppable}\n", "") if version == 2 else ("", f"total_inactive_file {droppable}\n")
+    )
     (folder / "memory.stat").write_text(f"anon 5\n{own}{all_below}")
 
 
