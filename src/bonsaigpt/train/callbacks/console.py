@@ -95,6 +95,8 @@ class ConsoleProgress(Callback):
         elif event.reason != "done":
             self._console.print(f"[yellow]{event.reason}[/]: saved at step {event.step:,}", highlight=False)
         self._console.print(f"best validation loss {event.best_loss:.4f} at step {event.best_step:,}", highlight=False)
+        if event.remark is not None:
+            self._console.print(f"[yellow]{escape(event.remark)}[/]", highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         self._progress.stop()
