@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bonsaigpt.errors import BonsaiError
+from bonsaigpt.units import named
 
 __all__ = ["Ledger", "Summary", "finish", "guarded", "interleave", "machine", "parser", "positive", "progress", "show"]
 
@@ -92,8 +93,9 @@ def machine(threads: int = 0) -> str:
         lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     return (
-        f"{model}, {_cores()} cores, {torch.backends.cpu.get_cpu_capability()}, {platform.system()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, {threads or torch.get_num_threads()} threads"
+        f"{model}, {named(_cores(), 'core')}, {torch.backends.cpu.get_cpu_capability()}, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{named(threads or torch.get_num_threads(), 'thread')}"
     )
 
 

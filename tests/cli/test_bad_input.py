@@ -541,7 +541,7 @@ CHECKPOINTS = [
     Case("report of a missing run", "report runs/tinny", ("no run at runs/tinny", "Did you mean 'tiny'?")),
     Case("eval of a missing text", "eval tiny --text nowhere.txt", ("nowhere.txt cannot be read", "Check the path")),
     Case("eval of an empty text", "eval tiny --text e.txt", ("e.txt is empty",), write("e.txt", "")),
-    Case("eval of one token", "eval tiny --text e.txt", ("1 tokens", "at least two"), write("e.txt", "a")),
+    Case("eval of one token", "eval tiny --text e.txt", ("1 token:", "at least two"), write("e.txt", "a")),
     Case("eval of unknown characters", "eval tiny --text e.txt", ("'é'", "closest"), write("e.txt", "the é")),
     Case(
         "eval of lost data",

@@ -139,9 +139,9 @@ def test_no_checkpoint_is_kept_of_weights_in_trouble(train, monkeypatch: pytest.
     saved: list[int] = []
     original = RunDirectory.save
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint) -> None:
         saved.append(checkpoint.state["step"])
-        return original(self, checkpoint)
+        original(self, checkpoint)
 
     monkeypatch.setattr(RunDirectory, "save", save)
     code, _ = train("kept", "--train.keep_every", "27", "--train.eval_interval", "60", "--train.log_interval", "1")

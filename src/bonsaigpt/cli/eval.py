@@ -16,6 +16,7 @@ from bonsaigpt.errors import DataError
 from bonsaigpt.measure import evaluate
 from bonsaigpt.train.callbacks.console import score_line
 from bonsaigpt.train.resume import check_data
+from bonsaigpt.units import named
 
 __all__ = ["run"]
 
@@ -44,7 +45,7 @@ def run(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps({"model": opened.label, **result.as_dict()}))
     else:
-        print(f"{opened.label}  {score_line(result)}  ({result.tokens:,} tokens)")
+        print(f"{opened.label}  {score_line(result)}  ({named(result.tokens, 'token')})")
     return 0
 
 
@@ -61,7 +62,7 @@ def _text_source(opened: Opened, text: Path) -> BatchSource:
     ids = opened.tokenizer.encode(read_document(text).text)
     block = min(opened.config.block_size, len(ids) - 1)
     if block < 1:
-        raise DataError(f"{text} has {len(ids)} tokens: scoring needs at least two.")
+        raise DataError(f"{text} has {named(len(ids), 'token')}: scoring needs at least two.")
     return TokenBatches(
         train=ids,
         val=ids,

@@ -30,7 +30,8 @@ from bonsaigpt.cli.experiment import as_run, make_engine, open_data, with_overri
 from bonsaigpt.config import RunConfig
 from bonsaigpt.files import folder_aside, replace_folder, write_text, writing
 from bonsaigpt.measure.profile import Profile, profile
-from bonsaigpt.report.profile import part_names, rate, short_name, write_profile
+from bonsaigpt.report.profile import part_names, short_name, write_profile
+from bonsaigpt.units import duration, named, quantity, rate, size
 
 __all__ = ["run"]
 
@@ -164,20 +165,19 @@ def _summary(found: Profile) -> list[str]:
     low, high = min(found.windows), max(found.windows)
     rows, length = found.shape
     return [
-        f"[bold]{1e3 * found.seconds:.4g} ms[/] a step of {rows} x {length} tokens ({1e3 * low:.4g} to "
-        f"{1e3 * high:.4g}), {found.tokens / found.seconds:,.0f} tokens/s",
+        f"[bold]{duration(found.seconds)}[/] a step of {rows} x {length} tokens ({duration(low)} to "
+        f"{duration(high)}), {found.tokens / found.seconds:,.0f} tokens/s",
         f"[bold]MFU {found.mfu:.1%}[/]: {rate(found.flops_per_second)}; {escape(str(found.environment['ceiling']))}",
         *(
             [f"     {found.mfu_measured:.1%} of {rate(machine.flops)}, the fastest product measured here"]
             if machine.flops != found.peak_flops
             else []
         ),
-        f"[bold]{found.roofline_share:.1%} of the roofline[/]: its products need {1e3 * found.bound:.3g} ms at least, "
-        f"at {rate(machine.flops)} and {machine.bandwidth / 1e9:.3g} GB/s",
+        f"[bold]{found.roofline_share:.1%} of the roofline[/]: its products need {duration(found.bound)} at least, "
+        f"at {rate(machine.flops)} and {quantity(machine.bandwidth, 'B/s')}",
         f"[bold]{anatomy.accounted:.1%} accounted for[/], {anatomy.in_operators:.1%} in operators, of the time of "
-        f"{anatomy.threads} thread{'s' * (anatomy.threads > 1)}; recorded, a step took {1e3 * anatomy.wall:.4g} ms",
-        f"{found.peak_memory / 2**20:,.1f} MiB of tensors at the peak, {found.memory[0].bytes / 2**20:,.1f} between "
-        "steps",
+        f"{named(anatomy.threads, 'thread')}; recorded, a step took {duration(anatomy.wall)}",
+        f"{size(found.peak_memory)} of tensors at the peak, {size(found.memory[0].bytes)} between steps",
     ]
 
 

@@ -13,6 +13,7 @@ from bonsaigpt.cli.common import Parser, add_placement, open_model, progress_bar
 from bonsaigpt.errors import GenerateError
 from bonsaigpt.generate import generate_text
 from bonsaigpt.sampling import Sampling
+from bonsaigpt.units import named
 
 __all__ = ["run"]
 
@@ -93,7 +94,9 @@ def run(argv: list[str]) -> int:
             print(f"--- {number} ---\n{prompt}{text}")
     seconds = time.perf_counter() - began
     total = arguments.tokens * arguments.samples
-    errors.print(f"[dim]{escape(opened.label)}: {total} tokens, {total / seconds:.0f} tokens/s[/]", highlight=False)
+    errors.print(
+        f"[dim]{escape(opened.label)}: {named(total, 'token')}, {total / seconds:,.0f} tokens/s[/]", highlight=False
+    )
     return 0
 
 

@@ -28,6 +28,7 @@ from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer
 from bonsaigpt.data.toys import zero_one
 from bonsaigpt.data.toys.sort import SortBatches
 from bonsaigpt.errors import DataError
+from bonsaigpt.units import named
 
 __all__ = ["open_source", "prepare"]
 
@@ -90,11 +91,11 @@ def prepare(
         return corpus
 
     train, val, how = split_documents(found, config)
-    say(f"{len(found)} documents, {sum(len(d.text) for d in found):,} characters; {how}")
+    say(f"{named(len(found), 'document')}, {named(sum(len(d.text) for d in found), 'character')}; {how}")
     advance(f"{config.tokenizer.kind} tokenizer", 0, 0)
     tokenizer = make_tokenizer(config, train, val)
     if tokenizer.kind == "bpe":
-        say(f"tokenizer: {tokenizer.vocab_size} tokens")
+        say(f"tokenizer: {named(tokenizer.vocab_size, 'token')}")
     with CorpusWriter(folder, tokenizer) as writer:
         for split, part in (("train", train), ("val", val)):
             writer.write(split, _encoded(part, tokenizer, lambda n, of: advance("encoding", n, of)))
@@ -125,8 +126,7 @@ def split_documents(found: list[Document], config: TextData) -> tuple[list[Docum
     if not (train and val):
         length = sum(len(d.text) for d in found)
         raise DataError(
-            f"the text has {length} character{'s' * (length != 1)}: too short to hold out {fraction:.0%} of it. "
-            "Give more text."
+            f"the text has {named(length, 'character')}: too short to hold out {fraction:.0%} of it. Give more text."
         )
     return train, val, f"the last {fraction:.0%} of each document validates"
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from bonsaigpt.config import RunConfig
 from bonsaigpt.recipes import flatten
+from bonsaigpt.units import count
 
 __all__ = ["Prediction", "Scaling", "compared_settings", "fit", "leave_one_out"]
 
@@ -118,10 +119,10 @@ class Scaling:
         for value, what, column in ((parameters, "parameters", 0), (tokens, "tokens", 1)):
             low, high = min(run[column] for run in self.runs), max(run[column] for run in self.runs)
             if not low <= value <= high:
-                words.append(f"{value / 1e6:.3g} M {what}, the runs had {low / 1e6:.3g} to {high / 1e6:.3g} M")
+                words.append(f"{count(value)} {what}, the runs had {count(low)} to {count(high)}")
         if not words and not _is_among((parameters, tokens), [run[:2] for run in self.runs]):
             words.append(
-                f"{parameters / 1e6:.3g} M parameters and {tokens / 1e6:.3g} M tokens lie within the runs each, but "
+                f"{count(parameters)} parameters and {count(tokens)} tokens lie within the runs each, but "
                 "not both together"
             )
         return "; ".join(words)

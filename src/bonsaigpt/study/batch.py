@@ -24,6 +24,7 @@ from bonsaigpt.study.plan import Point
 from bonsaigpt.study.results import Result, Summary, verdict
 from bonsaigpt.study.statistics import Estimate, estimate
 from bonsaigpt.study.sweep import Sweep
+from bonsaigpt.units import named
 
 __all__ = ["VARIED", "BatchStudy", "Outcome", "Pair", "analyse", "batch_points", "own_losses", "pairs", "write_json"]
 
@@ -59,7 +60,7 @@ def pairs(tokens_per_step: Sequence[int], blocks: Sequence[int]) -> list[Pair]:
     found = list(dict.fromkeys(found))
     if len(found) < 2:
         raise ConfigError(
-            f"blocks of {_list(blocks)} tokens give {len(found)} way{'s' * (len(found) != 1)} to make a step of "
+            f"blocks of {_list(blocks)} tokens give {named(len(found), 'way')} to make a step of "
             f"{_list(tokens_per_step)}: choose blocks that divide it"
         )
     return found

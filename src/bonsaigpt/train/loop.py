@@ -105,7 +105,10 @@ class _Pace:
     tokens: int = 0
     work: Counter[int] = field(default_factory=Counter[int])
     """Positions computed, by the length of their rows."""
-    started: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.started = time.perf_counter()
 
     def add(self, batch: Batch) -> None:
         self.tokens += batch.count

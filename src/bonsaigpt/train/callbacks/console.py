@@ -17,6 +17,7 @@ from bonsaigpt.train.events import (
     StartEvent,
     StepEvent,
 )
+from bonsaigpt.units import named
 
 __all__ = ["ConsoleProgress", "score_line"]
 
@@ -50,8 +51,8 @@ class ConsoleProgress(Callback):
     def on_start(self, event: StartEvent) -> None:
         config, say = event.config, self._console.print
         say(
-            f"[bold green]{escape(str(event.run.path))}[/]  {event.parameters:,} parameters, "
-            f"{config.train.steps:,} steps of {config.train.batch_size} sequences"
+            f"[bold green]{escape(str(event.run.path))}[/]  {named(event.parameters, 'parameter')}, "
+            f"{named(config.train.steps, 'step')} of {named(config.train.batch_size, 'sequence')}"
             + (f", resumed at step {event.step:,}" if event.step else "")
         )
         say(f"[dim]{escape(event.environment['why'])}[/]", highlight=False, soft_wrap=True)
