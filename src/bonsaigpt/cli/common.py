@@ -144,9 +144,11 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=["auto", "fp32", "tf32", "bf16", "fp16"],
-        help="number format (default: what the run was trained in)",
+        help="number format (default: fp32 for a run that was trained in it, else auto)",
     )
-    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses")
+    parser.add_argument(
+        "--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses (default: 0)"
+    )
 
 
 def _count(text: str) -> int:

@@ -54,7 +54,9 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
     parser.add_argument("--name", help="write into NAME-profile (default: the run itself, or the recipe's name)")
-    parser.add_argument("--steps", type=_positive, default=5, help="steps to record; four times as many are timed")
+    parser.add_argument(
+        "--steps", type=_positive, default=5, help="steps to record; four times as many are timed (default: 5)"
+    )
     parser.add_argument("--warmup", type=_positive, default=3, help="steps to take before (default: 3)")
     parser.add_argument("--at", type=_count, metavar="STEP", help="first step (default: so that the last are taken)")
     parser.add_argument("--top", type=_positive, default=32, help="operators in the tables (default: 32)")
