@@ -31,8 +31,11 @@ __all__ = [
     "Opened",
     "Parser",
     "add_placement",
+    "add_recipe",
     "add_settings",
     "check_run_name",
+    "count_from",
+    "counts",
     "open_model",
     "print_table",
     "progress_bar",
@@ -147,14 +150,32 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         help="number format (default: fp32 for a run that was trained in it, else auto)",
     )
     parser.add_argument(
-        "--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses (default: 0)"
+        "--threads", type=count_from(0), default=0, help="CPU threads; 0: as many as torch chooses (default: 0)"
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: use 0 or more")
-    return int(text)
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add what is to be trained."""
+    parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
+
+
+def count_from(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number, so many at least."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is no count: use {least} or more")
+        return int(text)
+
+    return count
+
+
+def counts(text: str) -> list[int]:
+    """For argparse: whole numbers from 1 on, with commas between."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of counts: use whole numbers from 1 on, e.g. 8,16,32")
+    return [int(part) for part in parts]
 
 
 @dataclass(frozen=True, kw_only=True)

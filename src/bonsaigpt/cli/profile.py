@@ -19,8 +19,10 @@ from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Arrays, RunDirectory, check_weights
 from bonsaigpt.cli.common import (
     Parser,
+    add_recipe,
     add_settings,
     check_run_name,
+    count_from,
     print_table,
     progress_bar,
     runs_folder,
@@ -52,14 +54,16 @@ def run(argv: list[str]) -> int:
         "or into NAME-profile for a recipe: a page, all figures, and a trace for ui.perfetto.dev.",
         _EXAMPLE,
     )
-    parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
+    add_recipe(parser)
     parser.add_argument("--name", help="write into NAME-profile (default: the run itself, or the recipe's name)")
     parser.add_argument(
-        "--steps", type=_positive, default=5, help="steps to record; four times as many are timed (default: 5)"
+        "--steps", type=count_from(1), default=5, help="steps to record, and four times as many to time (default: 5)"
     )
-    parser.add_argument("--warmup", type=_positive, default=3, help="steps to take before (default: 3)")
-    parser.add_argument("--at", type=_count, metavar="STEP", help="first step (default: so that the last are taken)")
-    parser.add_argument("--top", type=_positive, default=32, help="operators in the tables (default: 32)")
+    parser.add_argument("--warmup", type=count_from(1), default=3, help="steps to take before (default: 3)")
+    parser.add_argument(
+        "--at", type=count_from(0), metavar="STEP", help="first step (default: so that the last are taken)"
+    )
+    parser.add_argument("--top", type=count_from(1), default=32, help="operators in the tables (default: 32)")
     runs_folder(parser)
     source = add_settings(parser)
     arguments = parser.parse(argv)
@@ -99,16 +103,6 @@ def run(argv: list[str]) -> int:
     _show(found, console, arguments.top)
     console.print(f"page: {folder / 'profile.html'}", highlight=False, markup=False)
     return 0
-
-
-def _count(text: str, *, least: int = 0) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: use {least} or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    return _count(text, least=1)
 
 
 def _subject(arguments: argparse.Namespace, overrides: dict[str, Any]) -> tuple[RunConfig, Arrays | None, Path]:
