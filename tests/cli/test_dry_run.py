@@ -152,26 +152,3 @@ def test_the_tracks_recipe_is_predicted(
     assert "extrapolated: 38.4 M tokens" in " ".join(capsys.readouterr().out.split())
     assert bonsai("train", "shakespeare-char", "--dry-run", *text) == 0
     assert "final loss unknown" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("train my-txt --dry-run", "Did you mean 'my-text'"),
-        ("train my-text --dry-rn", "Did you mean --dry-run?"),
-        ("train my-text --dry-run --data.path nowhere.txt", "nowhere.txt"),
-        ("train my-text --dry-run --data.path text.txt --model.n_embd 15", "divisible"),
-        ("train runs/nobody --dry-run", "there is no run"),
-        ("train my-text --dry-run --resume", "--resume needs the folder of a run"),
-        ("train my-text --dry-run --data.path text.txt --name a/b", "name"),
-        ("train my-text --dry-run --data.path text.txt --init runs/nobody", "no run"),
-    ],
-)
-def test_bad_input_is_refused_as_without_it(
-    workshop: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bonsai(*words.split()) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert len(error.strip().splitlines()) == 1
-    assert not Path("runs").exists()
