@@ -15,6 +15,7 @@ from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.trace import Room
+from bonsaigpt.units import named, size
 
 __all__ = ["Choice", "at_least", "at_most", "choose_rows", "fitting_rows", "refuse_hopeless", "room"]
 
@@ -112,7 +113,7 @@ def choose_rows(
         DeviceError: ``least`` is more than the device has altogether.
     """
     asked = config.train.micro_batch > 0
-    why = "as asked" if asked else f"{rows} sequences in one pass"
+    why = "as asked" if asked else f"{named(rows, 'sequence')} in one pass"
     if space is None or at_most(config, rows=rows, workers=workers) <= space.usable:
         return Choice(rows, why, fits=True)
     try:
@@ -123,18 +124,20 @@ def choose_rows(
         single = 0 if fitting else least()
     except Exception as error:  # what torch cannot do with fake tensors on some device is no reason not to train
         return Choice(rows, f"{why}; its memory could not be counted ({type(error).__name__})", fits=True)
-    free = f"{_gigabytes(space.free)} are free"
+    free = f"{size(space.free)} are free"
     if fitting:
-        return Choice(fitting, f"{fitting} sequences in one pass: {rows} need {_gigabytes(needed)}, {free}", fits=True)
+        return Choice(
+            fitting, f"{named(fitting, 'sequence')} in one pass: {rows} need {size(needed)}, {free}", fits=True
+        )
     if single > space.total:
         remedies = ["--train.recompute true"] * (not config.train.recompute) + ["--train.workers 1"] * (workers > 1)
         raise DeviceError(
-            f"a step needs {_gigabytes(single)} of memory even with one sequence in a pass, and this device has "
-            f"{_gigabytes(space.total)}: try {', '.join([*remedies, 'a smaller model, a smaller model.block_size'])}"
+            f"a step needs {size(single)} of memory even with one sequence in a pass, and this device has "
+            f"{size(space.total)}: try {', '.join([*remedies, 'a smaller model, a smaller model.block_size'])}"
         )
     if asked:
-        return Choice(rows, f"as asked, but a step needs about {_gigabytes(needed)}, {free}", fits=False)
-    return Choice(1, f"one sequence in a pass, but even so a step needs {_gigabytes(single)}, {free}", fits=False)
+        return Choice(rows, f"as asked, but a step needs about {size(needed)}, {free}", fits=False)
+    return Choice(1, f"one sequence in a pass, but even so a step needs {size(single)}, {free}", fits=False)
 
 
 def refuse_hopeless(config: RunConfig, space: Room | None, *, shards: int) -> None:
@@ -142,8 +145,8 @@ def refuse_hopeless(config: RunConfig, space: Room | None, *, shards: int) -> No
     if space is None or (needed := at_least(config, shards=shards)) <= space.total:
         return
     raise DeviceError(
-        f"this model needs {_gigabytes(needed)} of memory at least, to train on one sequence at a time, and this "
-        f"device has {_gigabytes(space.total)}: try a smaller model.n_embd, model.n_layer or model.block_size"
+        f"this model needs {size(needed)} of memory at least, to train on one sequence at a time, and this "
+        f"device has {size(space.total)}: try a smaller model.n_embd, model.n_layer or model.block_size"
     )
 
 
@@ -181,7 +184,3 @@ def at_least(config: RunConfig, *, shards: int) -> int:
     sequence the input of each block in 16 bits. The vocabulary may be unknown yet, and then counts as one token."""
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or 1})
     return 12 * parameter_count(model) // shards + 2 * model.n_layer * model.block_size * model.n_embd
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"
