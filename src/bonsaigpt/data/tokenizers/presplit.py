@@ -37,7 +37,7 @@ LONGEST = 1 << 20
 _WINDOW = 1 << 16
 """Characters before the limit in which a place to cut is looked for."""
 _BREAK = re.compile(r"(?<=\S)\n(?=\S)")
-_SPACE = re.compile(r"(?<=\S) (?=\S)")
+_SPACE = re.compile(r"(?<=\S) ")
 
 
 def pre_tokenizer(split: str) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def pattern_of(pre_tokenizer: Any) -> str | None:
 def in_pieces(text: str, longest: int = LONGEST) -> Iterator[str]:
     """The text in parts of at most ``longest`` characters; which parts depends on the text alone.
 
-    A part ends after a line break that stands alone between two characters which are no white space, or before such a
-    space where there is no such line break: neither pattern's pieces ever cross these places, so the tokens are those
-    of the whole text. The last such place in the 65,536 characters before the limit is taken; where there is none,
-    e.g. in one enormous line without spaces, the part ends at the limit, and the word there is encoded in two halves.
+    A part ends after a line break that stands alone between two characters which are no white space; where there is
+    none, before a space that follows such a character. Neither pattern's pieces ever cross these places, so the tokens
+    are those of the whole text. The last such place in the 65,536 characters before the limit is taken; where there is
+    none, e.g. in one enormous line without spaces, the part ends at the limit, and the word there comes in two halves.
     """
     start = 0
     while len(text) - start > longest:
@@ -79,8 +79,7 @@ def in_pieces(text: str, longest: int = LONGEST) -> Iterator[str]:
         # One character more: the pattern looks ahead.
         window = text[max(start, limit - _WINDOW) : limit + 1]
         ends = [m.end() for m in _BREAK.finditer(window)] or [m.start() for m in _SPACE.finditer(window)]
-        end = limit + 1 - len(window) + ends[-1] if ends and ends[-1] else limit
+        end = limit + 1 - len(window) + ends[-1] if ends else limit
         yield text[start:end]
         start = end
-    if start < len(text) or not text:
-        yield text[start:] if start else text
+    yield text[start:]
