@@ -1,6 +1,6 @@
 """Text to ids by merges: ``tiktoken`` where it gives the same ids, else ``tokenizers``.
 
-``tiktoken`` takes any byte-level vocabulary that ``ranks_of`` vouches for. Measured by ``benchmarks/tokenizer_speed.py``
+``tiktoken`` takes any byte-level vocabulary that ``ranks_of`` vouches for. By ``benchmarks/tokenizer_speed.py``,
 with GPT-2's (figures in docs/tokenizers.md), it is 4 to 6 times as fast as ``tokenizers`` on English, Czech, Chinese
 and Python in one thread, 5 to 9 times in two. Both let go of Python's lock. Two young libraries are faster still
 (fastokens, gigatoken); why they are no dependency yet is written there.
