@@ -112,6 +112,14 @@ def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureF
     assert not (workshop / "runs").exists()
 
 
+def test_the_commands_of_tokenizers_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8"))
+    assert len(found) == 4
+    for command in found:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert (workshop / "runs" / "pieces" / "report.html").is_file()
+
+
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [command] = commands("```sh\nbonsai train stdlib --modl.n_layer 3\n```")
     assert main(quick(command)) == 2

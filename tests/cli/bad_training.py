@@ -76,6 +76,27 @@ TEXTS = [
         ),
     ),
     Case(
+        "tokenizer file missing",
+        f"{NEW} --data.tokenizer.kind file --data.tokenizer.path nowhere.json",
+        ("no tokenizer at nowhere.json", "tokenizer.json"),
+        mended=f"{NEW} --data.tokenizer.kind file --data.tokenizer.path runs/tiny",
+    ),
+    Case(
+        "gpt2 tokenizer of another vocabulary",
+        f"{NEW} --data.tokenizer.kind gpt2 --data.tokenizer.path runs/tiny",
+        ("not GPT-2's vocabulary", "--data.tokenizer.kind file"),
+    ),
+    Case(
+        "vocabulary without room for special tokens",
+        f"{NEW} --data.tokenizer.kind bpe --data.tokenizer.vocab_size 257 --data.tokenizer.special ['<|a|>']",
+        ("vocab_size = 257", "at least 258"),
+    ),
+    Case(
+        "special token that is a word",
+        f"{NEW} --data.tokenizer.kind bpe --data.tokenizer.special ['the']",
+        ("'the' could also be learned", "<|the|>"),
+    ),
+    Case(
         "Tiny Shakespeare missing",
         "train shakespeare-char",
         ("not at tinyshakespeare.txt", "bonsai prepare shakespeare --download"),

@@ -24,6 +24,7 @@ VERBS = {
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",
     "recipes": "list, show and diff the recipes",
+    "tokenizer": "train a tokenizer, show its pieces, hold several against each other",
     "prepare": "turn a text into verified token shards (train does it by itself)",
 }
 

@@ -22,7 +22,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Arrays, RunDirectory
 from bonsaigpt.config import ModelConfig, RunConfig, setting_names
-from bonsaigpt.data.tokenizers import BpeTokenizer, Tokenizer
+from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
 from bonsaigpt.interop import is_gpt2_folder, read_gpt2
@@ -36,6 +36,7 @@ __all__ = [
     "check_run_name",
     "count_from",
     "counts",
+    "named_tokenizer",
     "open_model",
     "print_table",
     "progress_bar",
@@ -220,6 +221,16 @@ def run_folder(place: str, runs: Path) -> Path:
     return runs / place if not path.exists() and len(path.parts) == 1 else path
 
 
+def named_tokenizer(address: str, runs: Path) -> Tokenizer:
+    """The tokenizer that a user means: the folder or mere name of a run, a corpus, a tokenizer.json, GPT-2's, bytes.
+
+    Raises:
+        DataError: nothing there, or not readable.
+        CheckpointError: damaged, or of a kind that cannot be used.
+    """
+    return open_tokenizer(address if Path(address).exists() or not (runs / address).exists() else runs / address)
+
+
 def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a GPT-2 folder of Hugging Face's.
 
@@ -231,7 +242,7 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     path = run_folder(os.path.join(parent, name), runs)
     if is_gpt2_folder(path):
         config, weights = read_gpt2(path)
-        tokenizer = BpeTokenizer.from_gpt2_files(path)
+        tokenizer = open_tokenizer(path)
         return Opened(label=str(path), config=config, weights=weights, tokenizer=tokenizer, run=None, step=None)
     run = RunDirectory.open(path)
     checkpoint = run.load(which, optimizer=False)

@@ -40,6 +40,7 @@ from bonsaigpt.config.tokenizers import (
     BpeTokenizerConfig,
     ByteTokenizerConfig,
     CharTokenizerConfig,
+    FileTokenizerConfig,
     Gpt2TokenizerConfig,
     TokenizerConfig,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "ConstantSchedule",
     "CosineSchedule",
     "DataConfig",
+    "FileTokenizerConfig",
     "FilesData",
     "GeluMLP",
     "Gpt2TokenizerConfig",

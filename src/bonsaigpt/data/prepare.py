@@ -11,9 +11,8 @@ import numpy as np
 
 from bonsaigpt.config import (
     BpeTokenizerConfig,
-    ByteTokenizerConfig,
-    CharTokenizerConfig,
     DataConfig,
+    FileTokenizerConfig,
     Gpt2TokenizerConfig,
     RunConfig,
     SortData,
@@ -24,7 +23,7 @@ from bonsaigpt.data.batches import BatchSource, TokenBatches
 from bonsaigpt.data.corpora import Document, documents
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.shards import Corpus, CorpusWriter, open_corpus
-from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from bonsaigpt.data.tokenizers import BpeTokenizer, CharTokenizer, Tokenizer, given_tokenizer
 from bonsaigpt.data.toys import zero_one
 from bonsaigpt.data.toys.sort import SortBatches
 from bonsaigpt.errors import DataError
@@ -133,16 +132,13 @@ def split_documents(found: list[Document], config: TextData) -> tuple[list[Docum
 
 def make_tokenizer(config: TextData, train: list[Document], val: list[Document]) -> Tokenizer:
     """The tokenizer that the configuration asks for. Merges are learned on the training side only."""
-    match config.tokenizer:
-        case CharTokenizerConfig():
-            # The alphabet takes both sides: a held-out character must have an id, though it is never learned.
-            return CharTokenizer(set().union(_SEPARATOR, *(set(d.text) for d in [*train, *val])))
-        case ByteTokenizerConfig():
-            return ByteTokenizer()
-        case BpeTokenizerConfig(vocab_size=vocab_size):
-            return BpeTokenizer.train((d.text for d in train), vocab_size)
-        case Gpt2TokenizerConfig(path=path):
-            return BpeTokenizer.from_gpt2_files(path)
+    given = given_tokenizer(config.tokenizer)
+    if given is not None:
+        return given
+    if isinstance(config.tokenizer, BpeTokenizerConfig):
+        return BpeTokenizer.train((d.text for d in train), **config.tokenizer.model_dump(exclude={"kind"}))
+    # The alphabet takes both sides: a held-out character must have an id, though it is never learned.
+    return CharTokenizer(set().union(_SEPARATOR, *(set(d.text) for d in [*train, *val])))
 
 
 _SEPARATOR = "\n"
@@ -190,7 +186,7 @@ def _prepare_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Corpus:
 def _key(config: DataConfig, text: str) -> str:
     """Twelve hex digits over all settings that change the tokens on disk."""
     settings = config.model_dump(mode="json", exclude={"order", "path"})
-    if isinstance(config, TextData) and isinstance(config.tokenizer, Gpt2TokenizerConfig):
+    if isinstance(config, TextData) and isinstance(config.tokenizer, Gpt2TokenizerConfig | FileTokenizerConfig):
         settings["tokenizer"] = hashlib.sha256(make_tokenizer(config, [], []).to_json().encode()).hexdigest()
     return hashlib.sha256((json.dumps(settings, sort_keys=True) + text).encode()).hexdigest()[:12]
 
