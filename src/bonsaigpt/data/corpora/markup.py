@@ -38,7 +38,8 @@ _MEDIA = re.compile(
     r"\.(jpe?g|png|svg|gif|webp|tiff?|og[gva]|webm|mp[34]|wav|flac|midi?|pdf|djvu|stl)\s*$", re.IGNORECASE
 )
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*|simple")
-_MAGIC = re.compile(r"__[^\W\d_]+__")
+_MAGIC = re.compile(r"__[^\W\d_]+(_[^\W\d_]+)*__")
+_QUOTED_LINE = re.compile("^.*''.*$", re.MULTILINE)
 _APOSTROPHES = re.compile("'{2,}")
 _CONVERTED = re.compile(r"-\{([^{}]*)\}-")
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>")
@@ -139,19 +140,24 @@ class _Writer:
         contents = node.contents
         if name in _DROPPED or _is_hidden(node):
             if name in _DROPPED and name in ("hr", "table", "gallery"):
-                self._out.append("\n")
+                self._end_line()
             return
         if name == _FORMULA:
             self._keep(f"${str(contents).strip()}$")
             return
-        edge = "\n" if name in _BLOCKS else ""
-        self._out.append(edge)
+        is_block = name in _BLOCKS
+        if is_block:
+            self._end_line()
         if name in _LITERAL:
-            self._keep(str(contents).strip("\n") if edge else str(contents))
+            self._keep(str(contents).strip("\n") if is_block else str(contents))
         elif contents is not None:
             self.nodes(contents.nodes)
-        # A wiki list's tag stands before its item and holds nothing: the item's own line end comes.
-        self._out.append("" if node.wiki_markup else edge)
+        if is_block and contents is not None and not node.wiki_markup:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        if self._out and not self._out[-1].endswith("\n"):
+            self._out.append("\n")
 
     def _keep(self, literal: str) -> None:
         """Write text in which nothing is markup."""
@@ -171,7 +177,7 @@ def _is_hidden(node: Any) -> bool:
 
 
 def _tidy(text: str) -> str:
-    text = _APOSTROPHES.sub(_apostrophes, text)
+    text = _QUOTED_LINE.sub(_without_quotes, text)
     text = _CONVERTED.sub(_variant, text)
     text = _MAGIC.sub(lambda match: "" if match[0] == match[0].upper() else match[0], text)
     text = _BROKEN.sub("", _TAG.sub("", text))
@@ -180,10 +186,20 @@ def _tidy(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", _with_headings(text))
 
 
-def _apostrophes(match: re.Match[str]) -> str:
-    """Two are italics, three bold, five both; of four and of more than five, the rest are letters."""
-    count = len(match[0])
-    return "'" * (1 if count == 4 else max(0, count - 5))
+def _without_quotes(line: re.Match[str]) -> str:
+    """Two apostrophes are italics, three bold, five both; of four and of more than five, the rest are letters. If a
+    line has an odd number of both, as in ``l'''Iliade''``, one of three begins with a letter: MediaWiki takes the first
+    after a word of one letter, else after a longer one, else any."""
+    found = list(_APOSTROPHES.finditer(line[0]))
+    counts = [min(len(m[0]), 5) if len(m[0]) != 4 else 3 for m in found]
+    letters = [len(m[0]) - count for m, count in zip(found, counts, strict=True)]
+    if (counts.count(2) + counts.count(5)) % 2 and (counts.count(3) + counts.count(5)) % 2:
+        before = [line[0][: m.start()].rpartition(" ")[2] for m in found]
+        ranks = {i: {0: 2, 1: 0}.get(len(before[i]), 1) for i, count in enumerate(counts) if count == 3}
+        if ranks:
+            letters[min(ranks, key=lambda i: (ranks[i], i))] += 1
+    left = iter(letters)
+    return _APOSTROPHES.sub(lambda _: "'" * next(left), line[0])
 
 
 def _variant(match: re.Match[str]) -> str:
