@@ -12,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bonsaigpt.config import ByteTokenizerConfig, WikipediaData
 from bonsaigpt.data.corpora import open_text
+from bonsaigpt.data.corpora.brackets import without_brackets
 from bonsaigpt.data.corpora.markup import plain
 from bonsaigpt.data.corpora.source import Cursor, Document
 from bonsaigpt.data.hashes import FileHashes
@@ -222,7 +225,7 @@ def test_other_languages_keep_their_script_and_lose_their_files_and_categories(t
     [
         ("'''''both''' italic'' and ''''four'''' don't", "both italic and 'four' don't"),
         ("l'''Iliade'' et '''gras'''", "l'Iliade et gras"),
-        ("'''gras''', dell'''arte''", "gras, dell'arte"),
+        ("dell'''arte'' e '''x'''", "dell'arte e x"),
         ("'''gras''' ''it''\nd'''été''", "gras it\nd'été"),
         ("a ({{x}}) b (, {{y}} c) d（{{z}}）e", "a b (c) de"),
         ("[[a]]s, [[b|''B'']], [[c#d]], [[:e]]", "as, B, c#d, e"),
@@ -241,6 +244,45 @@ def test_other_languages_keep_their_script_and_lose_their_files_and_categories(t
 )
 def test_markup_one_thing_at_a_time(markup: str, text: str) -> None:
     assert plain(markup, frozenset({"image", "file", "category"})) == text
+
+
+NESTED = st.recursive(
+    st.sampled_from(["a", " b ", "\n", "|", "[[c|d]]", "'", "{x}", "<nowiki>{{</nowiki>", "<!-- }} -->", "<ref/>"]),
+    lambda inner: st.builds(
+        lambda parts, around: around[0] + "".join(parts) + around[1],
+        st.lists(inner, max_size=4),
+        st.sampled_from(
+            [("{{t|", "}}"), ("\n{|\n|", "\n|}\n"), ("<ref>", "</ref>"), ('<ref name="x">', "</ref >"), ("", "")]
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@given(NESTED)
+@settings(max_examples=200, deadline=None)
+def test_what_brackets_take_away_the_parser_would_have_taken(markup: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = plain(markup, frozenset())
+        patch.setattr("bonsaigpt.data.corpora.markup.without_brackets", lambda markup: markup)
+        assert found.split() == plain(markup, frozenset()).split()
+
+
+@pytest.mark.parametrize(
+    ("markup", "rest"),
+    [
+        ("a {{b|{{c|}} {| }} d", "a  d"),
+        ("{{never {{closed}} x <ref>y", "never  x y"),
+        ("{| class=x\n| a {{b}}\nc", "\n| a \nc"),
+        ("a |} }} </ref> b", "a |} }} </ref> b"),
+        ("<math>{{</math> {{a}} <nowiki>}}</nowiki>", "<math>{{</math>  <nowiki>}}</nowiki>"),
+        ("<ref>a {{b</ref> c }}", " c }}"),
+        ("x <!-- {{ -- --> y <!-- never", "x  y "),
+        ("<references /> <REF name=a/> <Ref>x</rEf>", "<references />  "),
+    ],
+)
+def test_brackets_that_do_not_match(markup: str, rest: str) -> None:
+    assert without_brackets(markup) == rest
 
 
 def test_a_page_in_parts_keeps_its_title_once(tmp_path: Path) -> None:

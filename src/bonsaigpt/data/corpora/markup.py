@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bonsaigpt.data.corpora.brackets import without_brackets
 from bonsaigpt.data.corpora.source import Document
 from bonsaigpt.errors import DeviceError
 
@@ -86,7 +87,7 @@ def plain(markup: str, hidden: frozenset[str]) -> str:
         ) from None
     writer = _Writer(hidden)
     # Bold and italics are apostrophes that `_tidy` removes: as tags they double the time, and an odd one misleads.
-    writer.nodes(mwparserfromhell.parse(markup, skip_style_tags=True).nodes)
+    writer.nodes(mwparserfromhell.parse(without_brackets(markup), skip_style_tags=True).nodes)
     return writer.text()
 
 
