@@ -90,7 +90,7 @@ _RULES = [
     (re.compile(r" @([-,.])@ "), r"\1"),
     (re.compile(r" ([.,;:?!%)\]])"), r"\1"),
     (re.compile(r"([(\[$£€]) "), r"\1"),
-    (re.compile(r" ('s|'re|'ve|'d|'ll|'m|n't)\b"), r"\1"),
+    (re.compile(r" ('(?:s|t|re|ve|d|ll|m)|n't)\b"), r"\1"),
     (re.compile(r'" ([^"\n]*?) "'), r'"\1"'),
     (re.compile(r"^ | (?=\n)", flags=re.MULTILINE), ""),
 ]
