@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +14,7 @@ import pytest
 
 from bonsaigpt.cli import VERBS, main
 from bonsaigpt.study.pool import Work
+from tests.data.dumps import Page, dump
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,6 +122,32 @@ def test_the_commands_of_tokenizers_run(workshop: Path, capsys: pytest.CaptureFi
     for command in found:
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
     assert (workshop / "runs" / "pieces" / "report.html").is_file()
+
+
+def test_the_commands_of_the_sources_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "corpora.md").read_text(encoding="utf-8")
+    [recipe] = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (workshop / "wiki.toml").write_text(recipe.replace("4096", "300"), encoding="utf-8")  # as the workshop is small
+    words = [
+        f"== Tree {i} ==\nA [[bonsai]] is a tree. {{{{cite}}}} " + "It is pruned, not hurried. " * i for i in range(40)
+    ]
+    pages = [Page(f"Tree {i}", text) for i, text in enumerate(words)]
+    (workshop / "simplewiki-latest-pages-articles.xml.bz2").write_bytes(bz2.compress(dump(pages)))
+    (workshop / "reviews").mkdir()
+    lines = "".join(json.dumps({"review": text}) + "\n" for text in words)
+    (workshop / "reviews" / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (workshop / "wikitext-2").mkdir()
+    articles = "".join(f" \n = Tree {i} = \n \n {text} \n" for i, text in enumerate(words))
+    (workshop / "wikitext-2" / "wiki.train.tokens").write_text(articles)
+    found = commands(page)
+    assert {c[1] for c in found if c[0] == "prepare"} >= {"files", "wiki.toml", "wikitext", "tinystories", "hub"}
+    for command in found:
+        if "--download" in command:  # needs the network: its flags are right nevertheless
+            capsys.readouterr()
+            assert main([word for word in command if word != "--download"]) == 2
+            assert "--download" in capsys.readouterr().err
+        else:
+            assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
 
 
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 
 from tests.cli.spoiling import (
     NEW,
@@ -59,6 +61,35 @@ TEXTS = [
         f"{NEW} --data.path texts --data.pattern '/etc/*'",
         ("'/etc/*'", "--data.pattern"),
         write("texts/a.txt", "words\n"),
+    ),
+    Case(
+        "gzip cut short",
+        f"{NEW} --data.path text.txt.gz",
+        ("text.txt.gz is cut short: at byte", "fetch it again"),
+        write("text.txt.gz", gzip.compress(os.urandom(9999).hex().encode())[:5000]),
+    ),
+    Case(
+        "a line that is no JSON",
+        f"{NEW} --data.path t.jsonl",
+        ("t.jsonl, line 2 (byte 14) is no JSON", "one object a line"),
+        write("t.jsonl", '{"text": "a"}\n{"text"\n'),
+    ),
+    Case(
+        "JSON without the field",
+        f"{NEW} --data.path t.jsonl --data.field body",
+        ("t.jsonl, line 1 (byte 0) has no field 'body', only text", "--data.field"),
+        write("t.jsonl", json.dumps({"text": "the cat sat on a mat\n" * 9})),
+        mended=f"{NEW} --data.path t.jsonl",
+    ),
+    Case(
+        "text that is no dump",
+        f"{NEW} --data.kind wikipedia --data.path text.txt",
+        ("text.txt is no dump of a MediaWiki", "line 1"),
+    ),
+    Case(
+        "a data set that was never fetched",
+        f"{NEW} --data.kind tinystories",
+        ("roneneldan/TinyStories must be fetched", "bonsai prepare tinystories --download", "--data.kind files"),
     ),
     Case(
         "gpt2 tokenizer without files",

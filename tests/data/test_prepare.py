@@ -126,17 +126,17 @@ def test_a_download_is_checked_and_leaves_nothing_when_it_is_wrong(tmp_path: Pat
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("not it")
     with pytest.raises(DataError, match="not Tiny Shakespeare"):
-        shakespeare.download(tmp_path / "out.txt", url=wrong.as_uri())
+        shakespeare.fetch(tmp_path / "out.txt", url=wrong.as_uri())
     with pytest.raises(DataError, match=r"could not be fetched.*--data\.path"):
-        shakespeare.download(tmp_path / "out.txt", url=(tmp_path / "missing").as_uri())
+        shakespeare.fetch(tmp_path / "out.txt", url=(tmp_path / "missing").as_uri())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["wrong.txt"]
 
 
 def test_a_download_that_is_right_is_kept_and_not_fetched_twice(shared_data: Path, tmp_path: Path) -> None:
     url = (shared_data / "tinyshakespeare.txt").resolve().as_uri()
-    target = shakespeare.download(tmp_path / "tinyshakespeare.txt", url=url)
+    target = shakespeare.fetch(tmp_path / "tinyshakespeare.txt", url=url)
     assert documents(ShakespeareData(path=target))[0].text.startswith("First Citizen")
-    assert shakespeare.download(target, url="file:///nowhere") == target
+    assert shakespeare.fetch(target, url="file:///nowhere") == target
 
 
 def test_stdlib_is_here_and_leaves_tests_and_tables_out(tmp_path: Path) -> None:

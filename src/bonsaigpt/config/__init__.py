@@ -5,7 +5,21 @@ boolean that multiplies with others. Nothing changes a config after it was made:
 """
 
 from bonsaigpt.config.base import Config
-from bonsaigpt.config.corpora import FilesData, ShakespeareData, StdlibData, TextData, TokenData
+from bonsaigpt.config.corpora import (
+    FilesData,
+    FinewebData,
+    FinewebEduData,
+    HubData,
+    HubText,
+    OpenWebTextData,
+    ShakespeareData,
+    StdlibData,
+    TextData,
+    TinyStoriesData,
+    TokenData,
+    WikipediaData,
+    WikitextData,
+)
 from bonsaigpt.config.data import DataConfig
 from bonsaigpt.config.model import (
     PRESETS,
@@ -58,9 +72,13 @@ __all__ = [
     "DataConfig",
     "FileTokenizerConfig",
     "FilesData",
+    "FinewebData",
+    "FinewebEduData",
     "GeluMLP",
     "Gpt2TokenizerConfig",
     "GuardConfig",
+    "HubData",
+    "HubText",
     "LayerNorm",
     "LearnedPosition",
     "LinearRamp",
@@ -69,6 +87,7 @@ __all__ = [
     "MuonMatrices",
     "NoPosition",
     "NoRamp",
+    "OpenWebTextData",
     "OptimConfig",
     "RMSNorm",
     "Ramp",
@@ -83,10 +102,13 @@ __all__ = [
     "StdlibData",
     "SwiGLUMLP",
     "TextData",
+    "TinyStoriesData",
     "TokenData",
     "TokenizerConfig",
     "TrainConfig",
     "WSDSchedule",
+    "WikipediaData",
+    "WikitextData",
     "ZeroOneData",
     "derive",
     "dump_toml",

@@ -6,9 +6,34 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bonsaigpt.config.corpora import FilesData, ShakespeareData, StdlibData
+from bonsaigpt.config.corpora import (
+    FilesData,
+    FinewebData,
+    FinewebEduData,
+    HubData,
+    OpenWebTextData,
+    ShakespeareData,
+    StdlibData,
+    TinyStoriesData,
+    WikipediaData,
+    WikitextData,
+)
 from bonsaigpt.config.toys import SortData, ZeroOneData
 
 __all__ = ["DataConfig"]
 
-DataConfig = Annotated[FilesData | ShakespeareData | StdlibData | ZeroOneData | SortData, Field(discriminator="kind")]
+DataConfig = Annotated[
+    FilesData
+    | ShakespeareData
+    | StdlibData
+    | HubData
+    | WikipediaData
+    | WikitextData
+    | TinyStoriesData
+    | OpenWebTextData
+    | FinewebData
+    | FinewebEduData
+    | ZeroOneData
+    | SortData,
+    Field(discriminator="kind"),
+]

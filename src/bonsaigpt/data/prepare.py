@@ -65,18 +65,24 @@ def open_source(config: RunConfig, corpora: Path, *, say: Say = _silent, advance
 
 
 def prepare(
-    config: DataConfig, corpora: Path, *, seed: int = 0, say: Say = _silent, advance: Advance = _silent
+    config: DataConfig,
+    corpora: Path,
+    *,
+    seed: int = 0,
+    download: bool = False,
+    say: Say = _silent,
+    advance: Advance = _silent,
 ) -> Corpus:
     """Tokenise a source into ``corpora/KIND-KEY``, or open what is there.
 
     The key is a hash of the settings and of the text itself, so a changed file is prepared anew and an unchanged one
-    never is.
+    never is. The network is used only to ``download``.
     """
     if isinstance(config, SortData):
         raise DataError("the toy `sort` is made while training: there is nothing to prepare.")
     if isinstance(config, ZeroOneData):
         return _prepare_zero_one(config, corpora, seed)
-    found = documents(config)
+    found = documents(config, download=download, advance=advance)
     digest = hashlib.sha256()
     for document in found:
         digest.update(f"{len(document.text)}\0".encode())
@@ -98,7 +104,7 @@ def prepare(
     with CorpusWriter(folder, tokenizer) as writer:
         for split, part in (("train", train), ("val", val)):
             writer.write(split, _encoded(part, tokenizer, lambda n, of: advance("encoding", n, of)))
-        source = str(config.path) if getattr(config, "path", None) else config.kind
+        source = str(dict(config).get("path") or config.kind)
         corpus = writer.finish(source=source, text_sha256=text_sha256, split=how, documents=len(found), notes={})
     say(f"{corpus.count('train'):,} training and {corpus.count('val'):,} validation tokens in {folder}")
     return corpus
