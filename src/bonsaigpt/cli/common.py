@@ -33,6 +33,7 @@ __all__ = [
     "add_placement",
     "add_settings",
     "check_run_name",
+    "count",
     "open_model",
     "print_table",
     "progress_bar",
@@ -146,10 +147,11 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "fp32", "tf32", "bf16", "fp16"],
         help="number format (default: what the run was trained in)",
     )
-    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses")
+    parser.add_argument("--threads", type=count, default=0, help="CPU threads; 0: as many as torch chooses")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """For argparse: a whole number from 0 on."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is no count: use 0 or more")
     return int(text)
@@ -244,18 +246,25 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: 
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that follows ``advance(what, done, total)``; total 0 means nobody knows how long."""
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True)
+def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
+    """A bar that follows ``advance(what, done, total, note)``; total 0 means nobody knows how long, and the note, which
+    may be left out, stands behind it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
-        def advance(what: str, done: int, total: int) -> None:
+        def advance(what: str, done: int, total: int, note: str = "") -> None:
             if what not in tasks:
                 for task in tasks.values():
                     progress.remove_task(task)
                 tasks.clear()
-                tasks[what] = progress.add_task(what, total=total or None)
-            progress.update(tasks[what], completed=done, total=total or None)
+                # What was done before does not count as speed.
+                tasks[what] = progress.add_task(what, total=total or None, completed=done, note=note)
+            progress.update(tasks[what], completed=done, total=total or None, note=note)
 
         yield advance

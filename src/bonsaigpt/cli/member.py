@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bonsaigpt.cli import main
-from bonsaigpt.study.pool import lock
+from bonsaigpt.files import lock
 from bonsaigpt.study.sweep import is_finished
 
 __all__ = ["Member"]

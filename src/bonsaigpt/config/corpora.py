@@ -27,6 +27,10 @@ class TextData(TokenData):
     tokenizer: TokenizerConfig = CharTokenizerConfig()
     split: Literal["auto", "hash", "tail"] = "auto"
     """Hold out whole documents by the hash of their content, or the tail of each; auto: hash from 20 documents on."""
+    dedup: bool = False
+    """Drop documents whose text was there before, exactly."""
+    shard_tokens: int = Field(default=1 << 27, ge=1)
+    """Tokens of a file of the corpus; another number makes other files, and so another corpus."""
 
 
 class FilesData(TextData):

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+
 from bonsaigpt.config import FilesData, ShakespeareData, StdlibData, TextData
 from bonsaigpt.data.corpora import files, shakespeare, stdlib
 from bonsaigpt.data.corpora.document import Document
+from bonsaigpt.data.corpora.source import Cursor, Source, as_it_is
+from bonsaigpt.data.corpora.source import Document as Part
+from bonsaigpt.data.hashes import FileHashes
 
-__all__ = ["Document", "documents"]
+__all__ = ["Document", "documents", "open_text"]
+
+
+def open_text(config: TextData, *, hashes: FileHashes) -> Source:
+    """The documents of a source as a stream."""
+    found = documents(config)
+    digest = hashlib.sha256()
+    for document in found:
+        digest.update(f"{len(document.text)}\0".encode())
+        digest.update(document.text.encode("utf-8", errors="surrogatepass"))
+
+    def stream(start: Cursor) -> Iterator[tuple[Part, Cursor, int]]:
+        read = 0
+        for number, document in enumerate(found):
+            read += len(document.text)
+            if number >= start.item:
+                yield Part(document.name, document.text), Cursor(0, number + 1), read
+
+    size = sum(len(document.text) for document in found)
+    return Source(
+        str(getattr(config, "path", None) or type(config).__name__), digest.hexdigest(), size, stream, as_it_is
+    )
 
 
 def documents(config: TextData) -> list[Document]:
