@@ -24,6 +24,7 @@ VERBS = {
     "report": "write a run's report.html again",
     "recipes": "list, show and diff the recipes",
     "prepare": "turn a text into verified token shards (train does it by itself)",
+    "data": "verify, show and count what prepare made",
 }
 
 _HELP = """bonsai {version}: a workshop for small GPTs

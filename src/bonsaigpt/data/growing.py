@@ -25,7 +25,7 @@ import numpy as np
 from bonsaigpt.data.corpora.source import Cursor
 from bonsaigpt.data.pieces import SPLITS, Encoded, Run
 from bonsaigpt.data.seen import Seen
-from bonsaigpt.data.shards import Corpus, Counts, ShardInfo
+from bonsaigpt.data.shards import Corpus, Counts, ShardInfo, open_corpus
 from bonsaigpt.data.tokenizers import Tokenizer, smallest_dtype
 from bonsaigpt.data.writing import ShardWriter
 from bonsaigpt.errors import OutputError
@@ -58,21 +58,22 @@ class Work:
         path = self.folder / "tokenizer.json"
         return path.read_text(encoding="utf-8") if path.exists() else None
 
-    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+    def keep_tokenizer(self, tokenizer_json: str) -> None:
         """Write it down: it is not made twice."""
-        write_text(self.folder / "tokenizer.json", tokenizer.to_json())
+        write_text(self.folder / "tokenizer.json", tokenizer_json)
 
-    def complete(self, description: str) -> None:
+    def complete(self, description: str) -> Corpus:
         """All is written: say what it is, and move it into place."""
         write_text(self.folder / "corpus.json", description)
-        self.move()
+        return self.move()
 
-    def move(self) -> None:
+    def move(self) -> Corpus:
         """Move the complete corpus into place; whoever finds this half done does it again."""
         with writing(self.target):
             for name in ("progress.json", "seen.bin"):
                 (self.folder / name).unlink(missing_ok=True)
             replace_folder(self.folder, self.target)
+        return open_corpus(self.target)
 
     def clear(self) -> None:
         """Begin anew."""
@@ -277,8 +278,7 @@ class Growing:
             notes={},
             tokenizer=self._tokenizer,
         )
-        self._work.complete(corpus.description())
-        return corpus
+        return self._work.complete(corpus.description())
 
     def abandon(self) -> None:
         """Let go of the files."""

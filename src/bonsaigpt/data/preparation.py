@@ -18,6 +18,7 @@ from bonsaigpt.data.growing import Growing, Work
 from bonsaigpt.data.pieces import SEPARATOR, Alphabet, Encode, Learned, Piece, Sides, Texts, content_hash, cut_pieces
 from bonsaigpt.data.pool import in_order
 from bonsaigpt.data.seen import Seen
+from bonsaigpt.data.shards import Corpus
 from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, from_json
 from bonsaigpt.errors import DataError
 
@@ -52,12 +53,20 @@ class Preparation:
     """Fills a work folder, and moves it into place."""
 
     def __init__(
-        self, config: TextData, source: Source, work: Work, *, workers: int, say: Say, advance: Advance
+        self,
+        config: TextData,
+        source: Source,
+        work: Work,
+        given: Tokenizer | None,
+        *,
+        workers: int,
+        say: Say,
+        advance: Advance,
     ) -> None:
-        self._config, self._source, self._work, self._workers = config, source, work, workers
-        self._say, self._advance = say, advance
+        self._config, self._source, self._work, self._given = config, source, work, given
+        self._workers, self._say, self._advance = workers, say, advance
 
-    def run(self) -> None:
+    def run(self) -> Corpus:
         """Go on with whatever is there, to the end.
 
         Raises:
@@ -65,19 +74,19 @@ class Preparation:
             OutputError: the disk is full, or may not be written.
         """
         if self._work.is_complete:
-            self._work.move()
-            return
+            return self._work.move()
         self._advance("reading the first documents", 0, 0)
         self._sides = self._choose_sides()
         tokenizer = self._tokenizer()
+        tokenizer_json = tokenizer.to_json()
         growing = self._growing(tokenizer)
         if not self._work.has_progress or not growing.restore():
             growing.abandon()
             self._work.clear()  # a kill before the first commit leaves files that nothing is known of
-            self._work.keep_tokenizer(tokenizer)
+            self._work.keep_tokenizer(tokenizer_json)
             growing = self._growing(tokenizer)
         try:
-            self._encode(growing, tokenizer)
+            return self._encode(growing, tokenizer_json)
         except KeyboardInterrupt:
             if self._work.has_progress:
                 self._say(f"what is done stays in {self._work.folder}: the same command goes on from there")
@@ -123,9 +132,11 @@ class Preparation:
     def _tokenizer(self) -> Tokenizer:
         """The tokenizer that the configuration asks for, or the one that was made before a stop."""
         kept = self._work.tokenizer_json()
+        if self._given is not None:
+            return self._given
         if kept is not None:
             return from_json(kept, origin=f"{self._work.folder}/tokenizer.json")
-        return given_tokenizer(self._config) or self._learned_tokenizer()
+        return self._learned_tokenizer()
 
     def _learned_tokenizer(self) -> Tokenizer:
         what = f"{self._config.tokenizer.kind} tokenizer"
@@ -154,11 +165,11 @@ class Preparation:
 
     # ------------------------------------------------------------------ the stream
 
-    def _encode(self, growing: Growing, tokenizer: Tokenizer) -> None:
+    def _encode(self, growing: Growing, tokenizer_json: str) -> Corpus:
         if growing.read:
             share = f" at {growing.read / self._source.size:.0%}" if self._source.size else ""
             self._say(f"going on{share} with what {self._work.folder} holds")
-        task = Encode(self._source.clean, self._sides, tokenizer.to_json())
+        task = Encode(self._source.clean, self._sides, tokenizer_json)
         with closing(self._results(task, "tokenising", growing)) as pieces:
             for piece in pieces:
                 growing.add(piece)
@@ -177,6 +188,7 @@ class Preparation:
             f"{counts['train'].tokens:,} training and {counts['val'].tokens:,} validation tokens, "
             f"{size / (counts['train'].tokens + counts['val'].tokens):.2f} bytes each, in {corpus.folder}"
         )
+        return corpus
 
     def _results(
         self, task: Callable[[Piece], Result], what: str, growing: Growing | None = None

@@ -17,13 +17,13 @@ from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.pool import cores
 from bonsaigpt.data.preparation import Advance, Preparation, Say, given_tokenizer, silent
 from bonsaigpt.data.shards import Corpus, Counts, open_corpus, verify_shards
-from bonsaigpt.data.tokenizers import CharTokenizer
+from bonsaigpt.data.tokenizers import CharTokenizer, Tokenizer
 from bonsaigpt.data.toys import zero_one
 from bonsaigpt.data.toys.sort import SortBatches
 from bonsaigpt.data.writing import CorpusWriter
 from bonsaigpt.errors import DataError
 
-__all__ = ["file_hashes", "open_source", "prepare"]
+__all__ = ["file_hashes", "open_source", "prepare", "prepare_source"]
 
 _ALONE = 8 << 20
 """Bytes of source up to which this process does everything itself: others take longer to start."""
@@ -71,19 +71,35 @@ def prepare(
     """
     if isinstance(config, SortData):
         raise DataError("the toy `sort` is made while training: there is nothing to prepare.")
-    hashes = file_hashes(corpora)
     if isinstance(config, ZeroOneData):
-        folder = _make_zero_one(config, corpora, seed)
-    else:
-        source = open_text(config, hashes=hashes)
-        folder = corpora / f"{config.kind}-{_text_key(config, source)}"
-        if workers is None:
-            workers = 0 if source.size is not None and source.size <= _ALONE else cores()
-        with claim(folder, say) as work:
-            if work is not None:
-                Preparation(config, source, work, workers=workers, say=say, advance=advance).run()
-    corpus = open_corpus(folder)
-    verify_shards(corpus, hashes, advance=advance)
+        corpus = _make_zero_one(config, corpora, seed)
+        verify_shards(corpus, file_hashes(corpora), advance=advance)
+        return corpus
+    source = open_text(config, hashes=file_hashes(corpora))
+    return prepare_source(config, source, corpora, workers=workers, say=say, advance=advance)
+
+
+def prepare_source(
+    config: TextData,
+    source: Source,
+    corpora: Path,
+    *,
+    workers: int | None = None,
+    say: Say = silent,
+    advance: Advance = silent,
+) -> Corpus:
+    """``prepare`` for a text that is open; ``config`` says the rest."""
+    tokenizer = given_tokenizer(config)
+    folder = corpora / f"{config.model_dump()['kind']}-{_text_key(config, tokenizer, source)}"
+    if workers is None:
+        workers = 0 if source.size is not None and source.size <= _ALONE else cores()
+    with claim(folder, say) as work:
+        if work is None:
+            corpus = open_corpus(folder)
+        else:
+            preparation = Preparation(config, source, work, tokenizer, workers=workers, say=say, advance=advance)
+            corpus = preparation.run()
+    verify_shards(corpus, file_hashes(corpora), advance=advance)
     return corpus
 
 
@@ -92,10 +108,10 @@ def file_hashes(corpora: Path) -> FileHashes:
     return FileHashes(corpora / ".hashes.json")
 
 
-def _make_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Path:
+def _make_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Corpus:
     folder = corpora / f"{config.kind}-{_key(config.model_dump(mode='json', exclude={'order'}), f'seed {seed}')}"
     if folder.exists():
-        return folder
+        return open_corpus(folder)
     text = zero_one.text(config, seed)
     tokenizer = CharTokenizer("01")
     ids = tokenizer.encode(text.decode("ascii"))
@@ -107,7 +123,7 @@ def _make_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Path:
     with CorpusWriter(folder, tokenizer) as writer:
         writer.write("train", [ids[:cut]])
         writer.write("val", [ids[cut:]])
-        writer.finish(
+        return writer.finish(
             source=f"{config.sequences} sequences of {config.length} symbols, P(0) = {config.p_zero:.6g}, seed {seed}",
             identity=hashlib.sha256(text).hexdigest(),
             split=f"the last {config.val_fraction:.0%} of the sequences validate",
@@ -118,12 +134,10 @@ def _make_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Path:
                 "floor_nats": zero_one.floor(config.p_zero, ids[cut + 1 :]),
             },
         )
-    return folder
 
 
-def _text_key(config: TextData, source: Source) -> str:
+def _text_key(config: TextData, tokenizer: Tokenizer | None, source: Source) -> str:
     settings = config.model_dump(mode="json", include={"tokenizer", "split", "val_fraction", "dedup", "shard_tokens"})
-    tokenizer = given_tokenizer(config)
     if tokenizer is not None:  # whatever file it came from
         settings["tokenizer"] = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
     return _key(settings, source.identity)
