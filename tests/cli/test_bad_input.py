@@ -95,12 +95,13 @@ def delete(name: str) -> Spoil:
 
 
 def flip(name: str) -> Spoil:
-    """One bit of the last byte."""
+    """One bit of the last byte. ``*`` stands for the one corpus."""
 
     def spoil(root: Path) -> None:
-        data = bytearray((root / name).read_bytes())
+        [path] = root.glob(name)
+        data = bytearray(path.read_bytes())
         data[-1] ^= 1
-        (root / name).write_bytes(data)
+        path.write_bytes(data)
 
     return spoil
 
@@ -229,9 +230,17 @@ TEXTS = [
     Case(
         "corpus truncated",
         NEW,
-        ("train-000.bin", "delete corpora"),
-        truncate("corpora/*/train-000.bin"),
+        ("train-000000.bin", "delete corpora"),
+        truncate("corpora/*/train-000000.bin"),
     ),
+    Case(
+        "corpus with a flipped bit",
+        NEW,
+        ("train-000000.bin was changed", "delete corpora"),
+        flip("corpora/*/train-*.bin"),
+    ),
+    Case("data verify nothing", "data verify nowhere", ("nowhere is neither a corpus", "bonsai prepare")),
+    Case("data of no kind", "data look tiny", ("invalid choice: 'look'", "bonsai data --help")),
     Case("corpus without description", NEW, ("not a whole corpus", "delete"), truncate("corpora/*/corpus.json")),
     Case("corpus without tokenizer", NEW, ("tokenizer.json", "delete"), truncate("corpora/*/tokenizer.json")),
 ]
@@ -653,8 +662,9 @@ def workshop(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
-    """Every path below a folder, with the contents of the files."""
-    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
+    """Every path below a folder, with the contents of the files; not the memory of what was hashed when."""
+    paths = [p for p in root.rglob("*") if p.name != ".hashes.json"]
+    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in paths}
 
 
 def assert_one_line(error: str, says: tuple[str, ...]) -> None:

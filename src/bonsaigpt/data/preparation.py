@@ -81,6 +81,8 @@ class Preparation:
         tokenizer_json = tokenizer.to_json()
         growing = self._growing(tokenizer)
         if not self._work.has_progress or not growing.restore():
+            if self._work.has_progress:
+                self._say(f"what {self._work.folder} holds was changed from outside: beginning anew")
             growing.abandon()
             self._work.clear()  # a kill before the first commit leaves files that nothing is known of
             self._work.keep_tokenizer(tokenizer_json)

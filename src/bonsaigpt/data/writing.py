@@ -61,13 +61,14 @@ class ShardWriter:
             with writing(self._path):
                 self._file.flush()
                 os.fsync(self._file.fileno())
-        return {"shards": [[s.tokens, s.sha256] for s in self._closed], "tokens": self._tokens}
+        closed = [[shard.tokens, shard.sha256] for shard in self._closed]
+        return {"shards": closed, "tokens": self._tokens, "sha256": self._digest.hexdigest()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Come back to a ``commit`` of an earlier process: what it wrote later is cut off.
 
         Raises:
-            ValueError: less is there than was committed.
+            ValueError: less is there than was committed, or something else.
         """
         self._closed = []
         for tokens, sha256 in state["shards"]:
@@ -89,6 +90,8 @@ class ShardWriter:
             self._file.truncate(size)
             while block := self._file.read(_BLOCK):
                 self._digest.update(block)
+        if self._digest.hexdigest() != state["sha256"]:
+            raise ValueError(f"{self._path} was changed since its journal was written")
 
     def abandon(self) -> None:
         """Close the file as it is."""
