@@ -28,13 +28,13 @@ def _result(tokens: int, seconds: float, loading: float = 0.0) -> dict[str, Any]
 def _ours(text: Path, out: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
     """From the file to verified shards; hashing of the source, of documents and of shards included."""
 
-    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor, int]]:
+    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor]]:
         read = 0
         with text.open("rb") as file:
             for number, line in enumerate(file):
                 read += len(line)
                 if number >= start.item:
-                    yield Document(f"line {number + 1}", json.loads(line)["text"]), Cursor(0, number + 1), read
+                    yield Document(f"line {number + 1}", json.loads(line)["text"]), Cursor(0, number + 1, read)
 
     config = FilesData.model_validate(
         {

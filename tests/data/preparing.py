@@ -47,11 +47,11 @@ def texts(count: int = 120) -> list[Document]:
 def source_of(documents: list[Document], *, identity: str = "x", pause: float = 0.0) -> Source:
     """Documents as a source; ``pause`` seconds before each."""
 
-    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor, int]]:
+    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor]]:
         for number, document in enumerate(documents[start.item :], start.item):
             if pause:
                 time.sleep(pause)
-            yield document, Cursor(0, number + 1), number + 1
+            yield document, Cursor(0, number + 1, number + 1)
 
     return Source("documents", identity, len(documents), stream, as_it_is)
 

@@ -126,7 +126,7 @@ def test_ctrl_c_keeps_what_is_done(whole: dict[str, bytes], tmp_path: Path) -> N
 @pytest.mark.parametrize("which", ["open", "closed"])
 def test_a_byte_changed_between_stop_and_return_is_noticed(which: str, whole: dict[str, bytes], tmp_path: Path) -> None:
     corpora = tmp_path / "corpora"
-    process = start(corpora, kill=("replace", 9))
+    process = start(corpora, kill=("replace", 24))
     process.join(60)
     shards = sorted(corpora.glob(".*.work/train-*.bin"))
     assert len(shards) > 1

@@ -205,9 +205,9 @@ def test_tiny_shakespeare_gives_the_bytes_it_always_gave(shared_data: Path, tmp_
 
 
 def source_of(found: list[Document], *, identity: str = "x", clean: Any = as_it_is) -> Source:
-    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor, int]]:
+    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor]]:
         for number, document in enumerate(found[start.item :], start.item):
-            yield document, Cursor(0, number + 1), number + 1
+            yield document, Cursor(0, number + 1, number + 1)
 
     return Source("made up", identity, len(found), stream, clean)
 
@@ -324,7 +324,7 @@ def test_auto_reads_only_as_far_as_it_must(tmp_path: Path) -> None:
     class Far(Exception):
         pass
 
-    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor, int]]:
+    def stream(start: Cursor) -> Iterator[tuple[Document, Cursor]]:
         yield from source_of(MANY).stream(start)
         raise Far
 
@@ -343,7 +343,7 @@ def test_one_sided_hashes_are_refused(tmp_path: Path) -> None:
 def test_a_second_call_reads_nothing_again(tmp_path: Path) -> None:
     first = prepare_source(settings(), source_of(MANY), tmp_path)
 
-    def refuse(start: Cursor) -> Iterator[tuple[Document, Cursor, int]]:
+    def refuse(start: Cursor) -> Iterator[tuple[Document, Cursor]]:
         raise AssertionError("the text is read again")
 
     again = prepare_source(settings(), replace(source_of(MANY), stream=refuse), tmp_path)

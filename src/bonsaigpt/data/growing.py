@@ -148,7 +148,7 @@ class Growing:
         self._writers = {split: ShardWriter(work.folder, split, self._dtype, shard_tokens) for split in SPLITS}
         self.counts = {split: Counts(0, 0, 0, 0) for split in SPLITS}
         self.documents = self.duplicates = self.dropped = 0
-        self.cursor, self.read = Cursor(), 0
+        self.cursor = Cursor()
         self._rest: str | None = None
         self._seen = Seen() if dedup else None
         self._fresh: list[np.ndarray] = []
@@ -171,7 +171,7 @@ class Growing:
             if piece.is_rest and self._by == "hash":
                 split = self._rest or split
             self._append(split, run, keep)
-        self.cursor, self.read = piece.cursor, piece.read
+        self.cursor = piece.cursor
         if time.monotonic() - self._committed >= _COMMIT_SECONDS:
             self.commit()
 
@@ -209,8 +209,7 @@ class Growing:
     def commit(self) -> None:
         """Force everything to the disk, then say so in ``progress.json``."""
         state: dict[str, Any] = {
-            "cursor": [self.cursor.file, self.cursor.item],
-            "read": self.read,
+            "cursor": vars(self.cursor),
             "documents": self.documents,
             "duplicates": self.duplicates,
             "dropped": self.dropped,
@@ -246,7 +245,7 @@ class Growing:
             self._restore_seen(state["seen"])
             self.counts = {split: Counts(**state["counts"][split]) for split in SPLITS}
             self.documents, self.duplicates, self.dropped = (state[n] for n in ("documents", "duplicates", "dropped"))
-            self.cursor, self.read, self._rest = Cursor(*state["cursor"]), state["read"], state["rest"]
+            self.cursor, self._rest = Cursor(**state["cursor"]), state["rest"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         return True

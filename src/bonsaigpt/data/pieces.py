@@ -4,14 +4,14 @@ merges from, or token ids by split."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from bonsaigpt.data.corpora.source import Cursor, Document
+from bonsaigpt.data.corpora.source import Clean, Cursor, Document
 from bonsaigpt.data.tokenizers import Tokenizer, from_json, smallest_dtype
 
 __all__ = [
@@ -37,8 +37,6 @@ _PIECE = 2 << 20
 """Characters of a piece: large against a message between processes, small against memory."""
 _PIECE_DOCUMENTS = 1 << 14
 
-Clean = Callable[[Document], Document | None]
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -48,8 +46,6 @@ class Piece:
     """The fields of each document; plain tuples are pickled several times as fast."""
     cursor: Cursor
     """The place after it."""
-    read: int
-    """Bytes of the source that are read by then."""
 
     @property
     def is_rest(self) -> bool:
@@ -57,20 +53,20 @@ class Piece:
         return self.rows[0][2] > 0
 
 
-def cut_pieces(stream: Iterable[tuple[Document, Cursor, int]]) -> Iterator[Piece]:
+def cut_pieces(stream: Iterable[tuple[Document, Cursor]]) -> Iterator[Piece]:
     """Pieces of a stream. Where they are cut does not show in the shards."""
     rows: list[tuple[str, str, int, int | None]] = []
-    size, cursor, read = 0, Cursor(), 0
-    for document, after, read_by_then in stream:
+    size, cursor = 0, Cursor()
+    for document, after in stream:
         is_part = document.total is not None
         if rows and (is_part or size >= _PIECE or len(rows) >= _PIECE_DOCUMENTS):
-            yield Piece(rows, cursor, read)
+            yield Piece(rows, cursor)
             rows, size = [], 0
         rows.append((document.name, document.text, document.start, document.total))
         size += len(document.text) + (_PIECE if is_part else 0)
-        cursor, read = after, read_by_then
+        cursor = after
     if rows:
-        yield Piece(rows, cursor, read)
+        yield Piece(rows, cursor)
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,6 @@ class Encoded:
     """A piece as token ids."""
 
     cursor: Cursor
-    read: int
     is_rest: bool
     """It goes on with the document before, and shares its fate."""
     hashes: np.ndarray
@@ -219,7 +214,6 @@ class Encode:
             val_starts.append(document.start == 0 or cut > 0 or self._tail_starts_with(document))
         return Encoded(
             cursor=piece.cursor,
-            read=piece.read,
             is_rest=piece.is_rest,
             hashes=hashes,
             held_out=held_out,

@@ -109,7 +109,7 @@ class Preparation:
             return Sides("tail", config.val_fraction)
         least = _HASH_FROM if config.split == "auto" else 1
         count, held, seen = 0, 0, set[int]()
-        for document, *_ in self._source.stream(Cursor()):
+        for document, _ in self._source.stream(Cursor()):
             cleaned = None if document.start else self._source.clean(document)
             if cleaned is None or not cleaned.text:
                 continue
@@ -168,8 +168,8 @@ class Preparation:
     # ------------------------------------------------------------------ the stream
 
     def _encode(self, growing: Growing, tokenizer_json: str) -> Corpus:
-        if growing.read:
-            share = f" at {growing.read / self._source.size:.0%}" if self._source.size else ""
+        if growing.cursor.read:
+            share = f" at {growing.cursor.read / self._source.size:.0%}" if self._source.size else ""
             self._say(f"going on{share} with what {self._work.folder} holds")
         task = Encode(self._source.clean, self._sides, tokenizer_json)
         with closing(self._results(task, "tokenising", growing)) as pieces:
@@ -199,14 +199,14 @@ class Preparation:
         return in_order(task, self._pieces(what, growing), workers=self._workers)
 
     def _pieces(self, what: str, growing: Growing | None) -> Iterator[Piece]:
-        start, read_before = (growing.cursor, growing.read) if growing else (Cursor(), 0)
+        start = growing.cursor if growing else Cursor()
         tokens_before = growing.tokens if growing else 0
-        self._advance(what, read_before, self._source.size or 0)
+        self._advance(what, start.read, self._source.size or 0)
         began = time.monotonic()
         for piece in cut_pieces(self._source.stream(start)):
             yield piece
             seconds = max(time.monotonic() - began, 1e-3)
-            speed = f"{(piece.read - read_before) / seconds / 1e6:.1f} MB/s"
+            speed = f"{(piece.cursor.read - start.read) / seconds / 1e6:.1f} MB/s"
             if growing is not None:
                 speed += f"  {(growing.tokens - tokens_before) / seconds / 1e6:.2f} M tokens/s"
-            self._advance(what, piece.read, self._source.size or 0, speed)
+            self._advance(what, piece.cursor.read, self._source.size or 0, speed)

@@ -53,6 +53,7 @@ def prepare(
     *,
     seed: int = 0,
     workers: int | None = None,
+    download: bool = False,
     say: Say = silent,
     advance: Advance = silent,
 ) -> Corpus:
@@ -64,6 +65,7 @@ def prepare(
 
     Args:
         workers: processes that clean and encode; None: one a core, or none for a text of a few MB.
+        download: whether the network may be used.
 
     Raises:
         DataError: nothing to prepare, no text, or a shard that was changed since it was written.
@@ -75,7 +77,7 @@ def prepare(
         corpus = _make_zero_one(config, corpora, seed)
         verify_shards(corpus, file_hashes(corpora), advance=advance)
         return corpus
-    source = open_text(config, hashes=file_hashes(corpora))
+    source = open_text(config, hashes=file_hashes(corpora), download=download, advance=advance)
     return prepare_source(config, source, corpora, workers=workers, say=say, advance=advance)
 
 

@@ -15,7 +15,7 @@ from bonsaigpt.data.hashes import FileHashes
 __all__ = ["Document", "documents", "open_text"]
 
 
-def open_text(config: TextData, *, hashes: FileHashes) -> Source:
+def open_text(config: TextData, *, hashes: FileHashes, download: bool = False, advance: object = None) -> Source:
     """The documents of a source as a stream."""
     found = documents(config)
     digest = hashlib.sha256()
@@ -23,17 +23,15 @@ def open_text(config: TextData, *, hashes: FileHashes) -> Source:
         digest.update(f"{len(document.text)}\0".encode())
         digest.update(document.text.encode("utf-8", errors="surrogatepass"))
 
-    def stream(start: Cursor) -> Iterator[tuple[Part, Cursor, int]]:
-        read = 0
-        for number, document in enumerate(found):
+    def stream(start: Cursor) -> Iterator[tuple[Part, Cursor]]:
+        read = start.read
+        for number, document in enumerate(found[start.item :], start=start.item + 1):
             read += len(document.text)
-            if number >= start.item:
-                yield Part(document.name, document.text), Cursor(0, number + 1), read
+            yield Part(document.name, document.text), Cursor(0, number, read)
 
     size = sum(len(document.text) for document in found)
-    return Source(
-        str(getattr(config, "path", None) or type(config).__name__), digest.hexdigest(), size, stream, as_it_is
-    )
+    name = str(getattr(config, "path", None) or type(config).__name__)
+    return Source(name, digest.hexdigest(), size, stream, as_it_is)
 
 
 def documents(config: TextData) -> list[Document]:
