@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,12 +23,14 @@ from bonsaigpt.config import (
     StdlibData,
     derive,
 )
-from bonsaigpt.data import pieces
+from bonsaigpt.data import growing, pieces
 from bonsaigpt.data.corpora import documents, shakespeare
 from bonsaigpt.data.corpora.source import Cursor, Document, Source, as_it_is
 from bonsaigpt.data.prepare import open_source, prepare, prepare_source
 from bonsaigpt.data.shards import Corpus, Counts, open_corpus
-from bonsaigpt.errors import DataError
+from bonsaigpt.data.writing import ShardWriter
+from bonsaigpt.errors import DataError, OutputError
+from bonsaigpt.files import writing
 
 
 @pytest.fixture
@@ -376,6 +379,41 @@ def test_a_flipped_byte_is_found_when_training_starts(folder: Path, tmp_path: Pa
     with shard.open("r+b") as file:
         file.write(raw)
     open_source(config, corpora)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_what_is_done_outlives_a_full_disk_and_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    whole = prepare_source(settings(dedup=True), source_of(MANY), tmp_path / "whole")
+    monkeypatch.setattr(pieces, "_PIECE", 5000)
+    monkeypatch.setattr(growing, "_COMMIT_SECONDS", 0.0)
+    appended = 0
+    append = ShardWriter.append
+
+    def fails(writer: ShardWriter, ids: np.ndarray) -> None:
+        nonlocal appended
+        appended += 1
+        if appended == 9:
+            with writing(tmp_path):
+                raise error
+        append(writer, ids)
+
+    monkeypatch.setattr(ShardWriter, "append", fails)
+    said: list[str] = []
+    expected = (OutputError, "the disk is full") if isinstance(error, OSError) else (KeyboardInterrupt, None)
+    with pytest.raises(expected[0], match=expected[1]):
+        prepare_source(settings(dedup=True), source_of(MANY), tmp_path / "c", say=said.append)
+    [work] = (tmp_path / "c").iterdir()
+    assert (work / "progress.json").exists()
+    if isinstance(error, KeyboardInterrupt):
+        assert f"stays in {work}: the same command goes on" in said[-1]
+    again = prepare_source(settings(dedup=True), source_of(MANY), tmp_path / "c", say=said.append)
+    assert any("going on at" in line for line in said)
+    assert {p.name: p.read_bytes() for p in again.folder.iterdir()} == {
+        p.name: p.read_bytes() for p in whole.folder.iterdir()
+    }
+    assert not work.exists()
 
 
 def test_a_corpus_of_format_1_opens(folder: Path, tmp_path: Path) -> None:

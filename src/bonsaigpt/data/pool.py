@@ -1,8 +1,8 @@
 """A task done on a stream of pieces by several processes, with the results in the order of the pieces.
 
 Processes, not threads: cleaning, hashing and small documents are Python, which threads take in turns. A piece goes to
-whichever process is free, at most a few are under way, so memory does not grow with the stream. A process ends when ours
-does, however that happens: its pipe is closed then.
+whichever process is free, at most a few are under way, so memory does not grow with the stream. A process ends when
+ours does, however that happens: its pipe is closed then.
 """
 
 from __future__ import annotations
