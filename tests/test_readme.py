@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import json
 import re
@@ -105,6 +106,15 @@ def test_the_commands_of_sweeps_and_studies_run(
         "my-text-lr/lr.png",
     ):
         assert (workshop / "runs" / written).is_file()
+
+
+def test_the_commands_of_data_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
+    assert {c[0] for c in found} == {"prepare", "train", "data"}
+    for command in found:
+        words = [w for word in command for w in (sorted(glob.glob(word)) if "*" in word else [word])]  # as a shell does
+        assert main(quick(words)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert list((workshop / "corpora").glob("*/stats.png"))
 
 
 def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bonsaigpt.errors import OutputError
 
-__all__ = ["folder_aside", "replace_folder", "restore_folders", "sync", "write_text", "writing"]
+__all__ = ["folder_aside", "lock", "replace_folder", "restore_folders", "sync", "write_text", "writing"]
 
 
 @contextmanager
@@ -125,3 +125,28 @@ def restore_folders(parent: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a file or folder for this process alone; the system releases it, however the process ends.
+
+    Raises:
+        OutputError: another process holds it, and we are not to ``wait``.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is held
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{path} is being worked on by another process: wait for it, or stop it first") from None
+        except OSError:  # a network disk without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -146,9 +146,17 @@ TEXTS = [
     Case(
         "corpus truncated",
         NEW,
-        ("train-000.bin", "delete corpora"),
-        truncate("corpora/*/train-000.bin"),
+        ("train-000000.bin", "delete corpora"),
+        truncate("corpora/*/train-000000.bin"),
     ),
+    Case(
+        "corpus with a flipped bit",
+        NEW,
+        ("train-000000.bin was changed", "delete corpora"),
+        flip("corpora/*/train-*.bin"),
+    ),
+    Case("data verify nothing", "data verify nowhere", ("nowhere is neither a corpus", "bonsai prepare")),
+    Case("data of no kind", "data look tiny", ("invalid choice: 'look'", "bonsai data --help")),
     Case("corpus without description", NEW, ("not a whole corpus", "delete"), truncate("corpora/*/corpus.json")),
     Case("corpus without tokenizer", NEW, ("tokenizer.json", "delete"), truncate("corpora/*/tokenizer.json")),
 ]

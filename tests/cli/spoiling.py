@@ -87,12 +87,13 @@ def delete(name: str) -> Spoil:
 
 
 def flip(name: str) -> Spoil:
-    """One bit of the last byte."""
+    """One bit of the last byte. ``*`` stands for the one corpus."""
 
     def spoil(root: Path) -> None:
-        data = bytearray((root / name).read_bytes())
+        [path] = root.glob(name)
+        data = bytearray(path.read_bytes())
         data[-1] ^= 1
-        (root / name).write_bytes(data)
+        path.write_bytes(data)
 
     return spoil
 
@@ -150,8 +151,9 @@ NEW = "train tiny.toml --name new"
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
-    """Every path below a folder, with the contents of the files."""
-    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
+    """Every path below a folder, with the contents of the files; not the memory of what was hashed when."""
+    paths = [p for p in root.rglob("*") if p.name != ".hashes.json"]
+    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in paths}
 
 
 def assert_one_line(error: str, says: tuple[str, ...]) -> None:

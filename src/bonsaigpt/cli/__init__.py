@@ -26,6 +26,7 @@ VERBS = {
     "recipes": "list, show and diff the recipes",
     "tokenizer": "train a tokenizer, show its pieces, hold several against each other",
     "prepare": "turn a text into verified token shards (train does it by itself)",
+    "data": "verify, show and count what prepare made",
 }
 
 _HELP = """bonsai {version}: a workshop for small GPTs

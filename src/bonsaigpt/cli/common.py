@@ -278,18 +278,25 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: 
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that follows ``advance(what, done, total)``; total 0 means nobody knows how long."""
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True)
+def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
+    """A bar that follows ``advance(what, done, total, note)``; total 0 means nobody knows how long, and the note, which
+    may be left out, stands behind it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
-        def advance(what: str, done: int, total: int) -> None:
+        def advance(what: str, done: int, total: int, note: str = "") -> None:
             if what not in tasks:
                 for task in tasks.values():
                     progress.remove_task(task)
                 tasks.clear()
-                tasks[what] = progress.add_task(what, total=total or None)
-            progress.update(tasks[what], completed=done, total=total or None)
+                # What was done before does not count as speed.
+                tasks[what] = progress.add_task(what, total=total or None, completed=done, note=note)
+            progress.update(tasks[what], completed=done, total=total or None, note=note)
 
         yield advance

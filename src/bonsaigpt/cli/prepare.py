@@ -5,10 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 
 from bonsaigpt import recipes
-from bonsaigpt.cli.common import Parser, add_settings, progress_bar, runs_folder, settings
+from bonsaigpt.cli.common import Parser, add_settings, count_from, progress_bar, runs_folder, settings
 from bonsaigpt.config import TextData, validate
 from bonsaigpt.data.prepare import prepare
-from bonsaigpt.data.shards import open_corpus
 from bonsaigpt.errors import ConfigError
 
 __all__ = ["run"]
@@ -36,6 +35,13 @@ def run(argv: list[str]) -> int:
     parser = Parser("prepare", "Tokenise a source once, into shards with hashes. `train` does it by itself.", _EXAMPLE)
     parser.add_argument("source", help=f"one of {', '.join(_KINDS)}, or a recipe whose data is meant")
     parser.add_argument("--download", action="store_true", help="let a source that is not on this disk use the network")
+    parser.add_argument(
+        "--workers",
+        type=count_from(0),
+        metavar="N",
+        help="processes that clean and encode; 0: this one alone; the shards are the same bytes (default: one a core, 0 "
+        "for a few MB)",
+    )
     runs_folder(parser)
     flags = add_settings(parser, "seed", "data")
     arguments = parser.parse(argv)
@@ -55,13 +61,14 @@ def run(argv: list[str]) -> int:
             arguments.corpora,
             seed=config.seed,
             download=arguments.download,
+            workers=arguments.workers,
             say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
             advance=advance,
         )
-    open_corpus(corpus.folder, verify=True)
     console.print(
-        f"{corpus.folder}: {corpus.count('train'):,} training and {corpus.count('val'):,} validation tokens "
-        f"({corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} in the vocabulary), hashes checked",
+        f"{corpus.folder}: {corpus.count('train'):,} training and {corpus.count('val'):,} validation tokens in "
+        f"{len(corpus.shards)} shards ({corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size:,} in the vocabulary), "
+        "hashes checked",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -47,6 +47,11 @@ class TextData(TokenData):
     limit_mb: float | None = Field(default=None, gt=0.0)
     """Stop after this many MB (10^6 bytes) of the source: of files as they lie on the disk, of the hub's text."""
 
+    dedup: bool = False
+    """Drop documents whose text was there before, exactly."""
+    shard_tokens: int = Field(default=1 << 27, ge=1)
+    """Tokens of a file of the corpus; another number makes other files, and so another corpus."""
+
     @property
     def is_remote(self) -> bool:
         """Whether the text must be fetched, so that only `bonsai prepare --download` can read it."""
