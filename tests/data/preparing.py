@@ -71,11 +71,13 @@ def start(corpora: Path, *, kill: tuple[str, int] | None = None, workers: int = 
 
 def _child(corpora: str, kill: tuple[str, int] | None, workers: int, pause: float) -> None:
     import bonsaigpt.data.growing
+    import bonsaigpt.data.hashes
     import bonsaigpt.data.pieces
     from bonsaigpt.data.prepare import prepare_source
 
     bonsaigpt.data.growing._COMMIT_SECONDS = 0.0
     bonsaigpt.data.pieces._PIECE = 2000
+    bonsaigpt.data.hashes._SETTLED = 1e9  # whether a hash is kept must not depend on how fast this machine is
     config: TextData = FilesData.model_validate(CONFIG)
     if kill is not None:
         _before(*kill)
