@@ -25,9 +25,11 @@ from preparing import KILLED, corpus_files, start
 
 
 def finish(corpora: Path, *, workers: int = 0) -> dict[str, bytes]:
+    """Type the command again: it must use what is there."""
     process = start(corpora, workers=workers)
     process.join(60)
     assert process.exitcode == 0
+    assert "beginning anew" not in (corpora.parent / "said.txt").read_text()
     return corpus_files(corpora)
 
 
@@ -138,6 +140,7 @@ def test_a_byte_changed_between_stop_and_return_is_noticed(which: str, whole: di
     process.join(60)
     if which == "open":  # it is read again anyway: begun anew
         assert process.exitcode == 0
+        assert "changed from outside: beginning anew" in (tmp_path / "said.txt").read_text()
         assert corpus_files(corpora) == whole
     else:  # it is read when all is verified at the end
         assert process.exitcode == 1
