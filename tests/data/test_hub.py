@@ -113,7 +113,9 @@ def test_the_hub_is_asked_only_with_permission_and_then_its_commit_is_known(
     with pytest.raises(DataError, match=r"bonsai prepare tinystories --download.*--data\.kind files"):
         open_text(TinyStoriesData(), hashes=FileHashes(memory))
     assert hub == []
-    source = open_text(TinyStoriesData(), hashes=FileHashes(memory), download=True)
+    hashes = FileHashes(memory)
+    source = open_text(TinyStoriesData(), hashes=hashes, download=True)
+    hashes.save()
     assert read(source) == STORIES
     assert [call.get("info", call.get("name")) for call in hub] == ["roneneldan/TinyStories"] * 2
     assert hub[1]["revision"] == COMMIT

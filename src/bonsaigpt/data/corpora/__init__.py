@@ -33,7 +33,8 @@ def open_text(config: TextData, *, hashes: FileHashes, download: bool = False, a
 
     Args:
         config: which source.
-        hashes: of files, where they are known already; so a text of 100 GB is hashed once.
+        hashes: of files, where they are known already, so that a text of 100 GB is hashed once. The caller saves them
+            when all went well.
         download: whether the network may be used.
         advance: hears of the bytes that are hashed, and of what is fetched.
 
@@ -70,7 +71,7 @@ def documents(config: TextData, *, download: bool = False, advance: Advance = _s
         document = source.clean(read)
         if document is None or not document.text:
             continue
-        if document.start:  # the rest of the document before
+        if document.start and found and found[-1].name == document.name:  # the rest of the document before
             document = Document(document.name, found.pop().text + document.text)
         found.append(Document(document.name, document.text))
     return found

@@ -147,10 +147,7 @@ def hashed(paths: Sequence[Path], hashes: FileHashes, advance: Advance) -> list[
             done += count
             advance("hashing", done, total)
 
-        try:
-            return [hashes.sha256(path, add) for path in paths]
-        finally:
-            hashes.save()
+        return [hashes.sha256(path, add) for path in paths]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}. Check the path.") from None
 

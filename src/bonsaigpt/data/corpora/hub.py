@@ -114,7 +114,6 @@ def _commit(config: HubText, hashes: FileHashes, download: bool, advance: Advanc
     if found is None:
         raise _failed(config, "it does not say which commit")
     hashes.remember_commit(asked, found)
-    hashes.save()
     return found
 
 
