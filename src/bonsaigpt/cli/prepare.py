@@ -39,8 +39,8 @@ def run(argv: list[str]) -> int:
         "--workers",
         type=count_from(0),
         metavar="N",
-        help="processes that clean and encode; 0: this one alone; the shards are the same bytes (default: one a core, 0 "
-        "for a few MB)",
+        help="processes that clean and encode; 0: this one alone; the shards are the same bytes (default: one a "
+        "core, 0 for a few MB)",
     )
     runs_folder(parser)
     flags = add_settings(parser, "seed", "data")
