@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bonsaigpt.data.batches import IGNORE, TokenBatches
+from bonsaigpt.data.batches import IGNORE
 from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.data.stream import TokenStream
 from bonsaigpt.data.tokenizers import ByteTokenizer
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import DataError
 
 
@@ -18,8 +20,8 @@ def source(
 ) -> TokenBatches:
     """A source whose training ids count upwards, so that a window shows where it was cut."""
     return TokenBatches(
-        train=np.arange(tokens, dtype=np.uint16),
-        val=np.arange(57, dtype=np.uint16) % 251,
+        train=TokenStream.of(np.arange(tokens, dtype=np.uint16)),
+        val=TokenStream.of(np.arange(57, dtype=np.uint16) % 251),
         tokenizer=ByteTokenizer(),
         order=order,
         seed=seed,
@@ -94,7 +96,7 @@ def test_validation_scores_every_token_but_the_first_exactly_once() -> None:
     data = source(block=10)
     batches = list(data.validation())
     targets = np.concatenate([b.targets_BT.ravel() for b in batches])
-    assert np.array_equal(targets[targets != IGNORE], data.val[1:])
+    assert np.array_equal(targets[targets != IGNORE], data.val.read(1, 57))
     assert sum(b.count for b in batches) == data.validation_count() == 56
     again = np.concatenate([b.targets_BT.ravel() for b in data.validation()])
     assert np.array_equal(targets, again)
@@ -104,13 +106,13 @@ def test_validation_scores_every_token_but_the_first_exactly_once() -> None:
 def test_validation_in_windows_of_another_length_scores_the_same_targets(length: int) -> None:
     data = replace(source(block=10), eval_block_size=length)
     batches = list(data.validation())
-    assert np.array_equal(np.concatenate([b.targets_BT.ravel() for b in batches]), data.val[1:])
+    assert np.array_equal(np.concatenate([b.targets_BT.ravel() for b in batches]), data.val.read(1, 57))
     assert max(b.tokens_BT.shape[1] for b in batches) == length
     assert np.array_equal(data.batch_at(3).tokens_BT, source(block=10).batch_at(3).tokens_BT)
 
 
 def test_validation_bytes_counts_what_the_targets_stand_for() -> None:
-    data = replace(source(), val=np.array([65, 66, 256, 67, 256] * 5, dtype=np.uint16))
+    data = replace(source(), val=TokenStream.of(np.array([65, 66, 256, 67, 256] * 5, dtype=np.uint16)))
     assert data.validation_bytes() == 3 * 5 - 1  # end-of-text adds none, and the first token is no target
 
 

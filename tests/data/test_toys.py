@@ -12,8 +12,8 @@ from bonsaigpt.config import SortData, ZeroOneData
 from bonsaigpt.data.batches import IGNORE
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import prepare
-from bonsaigpt.data.toys import zero_one
-from bonsaigpt.data.toys.sort import SortBatches, digits, is_held_out
+from bonsaigpt.data.toys import task_batches, zero_one
+from bonsaigpt.data.toys.task import TaskBatches, is_held_out, symbols
 from bonsaigpt.errors import ConfigError, DataError
 
 
@@ -43,9 +43,9 @@ def test_zero_one_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert one.fingerprint == two.fingerprint != other.fingerprint
 
 
-def sorter(vocab: int = 10, length: int = 6, seed: int = 1) -> SortBatches:
+def sorter(vocab: int = 10, length: int = 6, seed: int = 1) -> TaskBatches:
     """A source of lists."""
-    return SortBatches(
+    return task_batches(
         SortData(vocab=vocab, length=length, val_examples=500),
         seed=seed,
         plan=BatchPlan(batch_size=64, block_size=2 * length - 1),
@@ -89,9 +89,9 @@ def test_sort_batches_are_pure_and_differ() -> None:
 
 def test_digits_are_numbered_as_the_tokenizer_numbers_them() -> None:
     for vocab in (2, 10, 37, 62, 500):
-        assert sorter(vocab=vocab).tokenizer.characters == list(digits(vocab))
+        assert sorter(vocab=vocab).tokenizer.characters == list(symbols(vocab, setting="data.vocab"))
     with pytest.raises(ConfigError, match="at most 20000"):
-        digits(30_000)
+        symbols(30_000, setting="data.vocab")
 
 
 def test_there_is_nothing_to_prepare_for_sort(tmp_path: Path) -> None:

@@ -5,8 +5,17 @@ boolean that multiplies with others. Nothing changes a config after it was made:
 """
 
 from bonsaigpt.config.base import Config
-from bonsaigpt.config.corpora import FilesData, ShakespeareData, StdlibData, TextData, TokenData
+from bonsaigpt.config.corpora import (
+    CorpusData,
+    FilesData,
+    ReadingData,
+    ShakespeareData,
+    StdlibData,
+    TextData,
+    TokenData,
+)
 from bonsaigpt.config.data import DataConfig
+from bonsaigpt.config.mixture import MixtureData, MixturePart
 from bonsaigpt.config.model import (
     PRESETS,
     GeluMLP,
@@ -43,16 +52,19 @@ from bonsaigpt.config.tokenizers import (
     Gpt2TokenizerConfig,
     TokenizerConfig,
 )
-from bonsaigpt.config.toys import SortData, ZeroOneData
+from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData, TaskData, ZeroOneData
 
 __all__ = [
     "PRESETS",
     "AdamWMatrices",
+    "AddData",
     "BpeTokenizerConfig",
     "ByteTokenizerConfig",
     "CharTokenizerConfig",
     "Config",
     "ConstantSchedule",
+    "CopyData",
+    "CorpusData",
     "CosineSchedule",
     "DataConfig",
     "FilesData",
@@ -63,6 +75,8 @@ __all__ = [
     "LearnedPosition",
     "LinearRamp",
     "LinearSchedule",
+    "MixtureData",
+    "MixturePart",
     "ModelConfig",
     "MuonMatrices",
     "NoPosition",
@@ -71,6 +85,8 @@ __all__ = [
     "RMSNorm",
     "Ramp",
     "ReLU2MLP",
+    "ReadingData",
+    "RecallData",
     "RopePosition",
     "RunConfig",
     "Schedule",
@@ -80,6 +96,7 @@ __all__ = [
     "StagedRamp",
     "StdlibData",
     "SwiGLUMLP",
+    "TaskData",
     "TextData",
     "TokenData",
     "TokenizerConfig",

@@ -6,9 +6,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bonsaigpt.config.corpora import FilesData, ShakespeareData, StdlibData
-from bonsaigpt.config.toys import SortData, ZeroOneData
+from bonsaigpt.config.corpora import CorpusData, FilesData, ShakespeareData, StdlibData
+from bonsaigpt.config.mixture import MixtureData
+from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData, ZeroOneData
 
 __all__ = ["DataConfig"]
 
-DataConfig = Annotated[FilesData | ShakespeareData | StdlibData | ZeroOneData | SortData, Field(discriminator="kind")]
+DataConfig = Annotated[
+    FilesData
+    | ShakespeareData
+    | StdlibData
+    | CorpusData
+    | MixtureData
+    | ZeroOneData
+    | SortData
+    | AddData
+    | CopyData
+    | RecallData,
+    Field(discriminator="kind"),
+]

@@ -13,20 +13,23 @@ from bonsaigpt.config import (
     BpeTokenizerConfig,
     ByteTokenizerConfig,
     CharTokenizerConfig,
+    CorpusData,
     DataConfig,
     Gpt2TokenizerConfig,
+    MixtureData,
+    ReadingData,
     RunConfig,
-    SortData,
+    TaskData,
     TextData,
     ZeroOneData,
 )
-from bonsaigpt.data.batches import BatchSource, TokenBatches
+from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora import Document, documents
-from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.data.remote import corpus_folder
 from bonsaigpt.data.shards import Corpus, CorpusWriter, open_corpus
+from bonsaigpt.data.sources import source_of
 from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from bonsaigpt.data.toys import zero_one
-from bonsaigpt.data.toys.sort import SortBatches
 from bonsaigpt.errors import DataError
 
 __all__ = ["open_source", "prepare"]
@@ -48,20 +51,11 @@ def _silent(*_: object) -> None:
 
 def open_source(config: RunConfig, corpora: Path, *, say: Say = _silent, advance: Advance = _silent) -> BatchSource:
     """Whatever a run trains on, ready for ``batch_at``; prepared first if it is not yet."""
-    plan = BatchPlan.of(config)
-    if isinstance(config.data, SortData):
-        return SortBatches(config.data, seed=config.seed, plan=plan)
-    corpus = prepare(config.data, corpora, seed=config.seed, say=say, advance=advance)
-    return TokenBatches(
-        train=corpus.tokens("train"),
-        val=corpus.tokens("val"),
-        tokenizer=corpus.tokenizer,
-        order=config.data.order,
-        seed=config.seed,
-        plan=plan,
-        eval_block_size=config.train.eval_block_size,
-        fingerprint=f"{corpus.fingerprint}-{config.data.order}-{config.seed}-{plan.batch_size}",
-    )
+
+    def corpus_of(data: ReadingData) -> Corpus:
+        return prepare(data, corpora, seed=config.seed, say=say, advance=advance)  # type: ignore[arg-type]
+
+    return source_of(config, corpus_of, say=say, advance=advance)
 
 
 def prepare(
@@ -72,8 +66,12 @@ def prepare(
     The key is a hash of the settings and of the text itself, so a changed file is prepared anew and an unchanged one
     never is.
     """
-    if isinstance(config, SortData):
-        raise DataError("the toy `sort` is made while training: there is nothing to prepare.")
+    if isinstance(config, TaskData):
+        raise DataError(f"the toy `{config.kind}` is made while training: there is nothing to prepare.")
+    if isinstance(config, MixtureData):
+        raise DataError("a mixture is prepared part by part: prepare its parts, or train, which does it.")
+    if isinstance(config, CorpusData):
+        return open_corpus(corpus_folder(config.path, corpora, advance=advance))
     if isinstance(config, ZeroOneData):
         return _prepare_zero_one(config, corpora, seed)
     found = documents(config)
@@ -176,20 +174,20 @@ def _prepare_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Corpus:
         writer.write("train", [ids[:cut]])
         writer.write("val", [ids[cut:]])
         return writer.finish(
-            source=f"{config.sequences} sequences of {config.length} symbols, P(0) = {config.p_zero:.6g}, seed {seed}",
+            source=f"{config.sequences} sequences of {config.length} symbols, {zero_one.words(config)}, seed {seed}",
             text_sha256=hashlib.sha256(text).hexdigest(),
             split=f"the last {config.val_fraction:.0%} of the sequences validate",
             documents=config.sequences,
             notes={
-                "entropy_nats": zero_one.entropy(config.p_zero),
-                "floor_nats": zero_one.floor(config.p_zero, ids[cut + 1 :]),
+                "entropy_nats": zero_one.entropy_rate(config),
+                "floor_nats": zero_one.floor(config, ids, cut + 1),
             },
         )
 
 
 def _key(config: DataConfig, text: str) -> str:
     """Twelve hex digits over all settings that change the tokens on disk."""
-    settings = config.model_dump(mode="json", exclude={"order", "path"})
+    settings = config.model_dump(mode="json", exclude={"order", "document_mask", "path"})
     if isinstance(config, TextData) and isinstance(config.tokenizer, Gpt2TokenizerConfig):
         settings["tokenizer"] = hashlib.sha256(make_tokenizer(config, [], []).to_json().encode()).hexdigest()
     return hashlib.sha256((json.dumps(settings, sort_keys=True) + text).encode()).hexdigest()[:12]

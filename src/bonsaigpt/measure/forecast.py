@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from bonsaigpt.config import NoRamp, RunConfig
-from bonsaigpt.data.batches import Batch, BatchSource, TokenBatches
+from bonsaigpt.data.batches import Batch, BatchSource
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.engines import Engine
 from bonsaigpt.measure.accounting import flops_per_token, matrix_parameters
@@ -75,8 +75,8 @@ class Forecast:
     """Of all steps."""
     tokens: int
     """Targets of all steps."""
-    epochs: float | None
-    """How often each token of the training split is seen; None where data are made on the way."""
+    passes: dict[str, float]
+    """How often each token of each training text is seen; empty where data are made on the way."""
     times: Times | None
     """None where a step would not fit into memory."""
     checkpoint: int
@@ -86,6 +86,11 @@ class Forecast:
     disk_free: int
     loss: Prediction | str
     """At the end of the run; or in words why it cannot be predicted."""
+
+    @property
+    def epochs(self) -> float | None:
+        """Of the training text that is seen most often."""
+        return max(self.passes.values(), default=None)
 
     @property
     def disk(self) -> int:
@@ -151,7 +156,7 @@ def forecast(
         flops_per_token=flops_per_token(config.model),
         flops=sum(count * flops[size] for size, (count, _) in steps.items()),
         tokens=tokens,
-        epochs=positions / len(source.train) if isinstance(source, TokenBatches) else None,
+        passes=dict(source.passes(positions)),
         times=times,
         checkpoint=4 * parameter_count(config.model) + memory.state,
         checkpoints=3 + kept,  # best and last, and the next one while it is written; the others for good
