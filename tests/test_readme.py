@@ -112,6 +112,16 @@ def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureF
     assert not (workshop / "runs").exists()
 
 
+@pytest.mark.parametrize("page", ["reading.md", "toys.md"])
+def test_the_commands_of_data_run(page: str, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert len(found) >= 2
+    for command in found:
+        sizes = ["--model.block_size", "16"] if page == "reading.md" else ["--data.sequences", "100"]
+        small = sizes if command[1] in ("my-text", "stdlib", "markov") else ["--data.val_examples", "100"]
+        assert main([*quick(command), *small]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+
+
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [command] = commands("```sh\nbonsai train stdlib --modl.n_layer 3\n```")
     assert main(quick(command)) == 2

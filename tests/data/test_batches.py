@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bonsaigpt.config import LinearRamp, StagedRamp
 from bonsaigpt.data.batches import IGNORE
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.stream import TokenStream
@@ -122,3 +124,24 @@ def test_the_shortest_text_that_works_and_one_token_less() -> None:
         source(tokens=10)
     with pytest.raises(DataError, match="streams, shorter than one block"):
         source("streams", tokens=40)
+
+
+@pytest.mark.parametrize(
+    ("order", "digest"),
+    [("shuffled", "16d91e3cfcdf61e3"), ("random", "389115b1e9d8d4c3"), ("streams", "3f2fe3897ae61863")],
+)
+def test_the_orders_of_older_runs_are_kept_bit_for_bit(order: str, digest: str) -> None:
+    """A run of an older version goes on with the batches that it would have seen."""
+    ramps = {"batch_ramp": LinearRamp(start=1, steps=5), "context_ramp": StagedRamp(sizes=(4,), until=(3,))}
+    data = TokenBatches(
+        train=TokenStream.of((np.arange(5000) * 7919 % 251).astype(np.uint16)),
+        val=TokenStream.of(np.arange(57)),
+        tokenizer=ByteTokenizer(),
+        order=order,
+        seed=1337,
+        plan=BatchPlan(batch_size=6, block_size=16, **({} if order == "streams" else ramps)),
+        fingerprint="x",
+    )
+    batches = [data.batch_at(step) for step in (0, 1, 2, 7, 100, 12345)]
+    each = [hashlib.sha256(b.tokens_BT.tobytes() + b.targets_BT.tobytes()).hexdigest()[:16] for b in batches]
+    assert hashlib.sha256("".join(each).encode()).hexdigest()[:16] == digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_addresses_that_cannot_be_read(original: Corpus, tmp_path: Path, monkeyp
         "memory://bucket/other": "memory://bucket/other/corpus.json cannot be read",
         "nonsense://x/y": "nonsense://x/y/corpus.json cannot be read",
     }.items():
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=re.escape(words)):
             prepare(CorpusData(path=address), tmp_path / "c")
     described = json.loads((original.folder / "corpus.json").read_text())
     described["shards"][0]["file"] = "../../evil.bin"
@@ -100,6 +101,6 @@ def test_addresses_that_cannot_be_read(original: Corpus, tmp_path: Path, monkeyp
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(remote, "import_module", missing)
-    with pytest.raises(DeviceError, match="s3://b/mine needs a package that is not here .*pip install s3fs"):
+    with pytest.raises(DeviceError, match=r"s3://b/mine needs a package that is not here .*pip install s3fs"):
         prepare(CorpusData(path="s3://b/mine"), tmp_path / "c")
     assert not (tmp_path / "c").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,7 @@ def imaginary(tokens: int = HUGE, shards: int = 400) -> TokenStream:
     """So many ids in shards of unequal size: each tells its place, modulo 65521."""
     edges = np.linspace(0, tokens, shards + 1, dtype=np.int64)
     parts = [
-        ImaginaryShard(int(b - a), lambda places, first=int(a): (places + first) % 65521)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        ImaginaryShard(b - a, lambda places, first=a: (places + first) % 65521) for a, b in pairwise(edges.tolist())
     ]
     return TokenStream(parts, np.uint16)
 

@@ -128,7 +128,7 @@ class RecallData(TaskData):
     """Number of different keys."""
     values: int = Field(default=16, ge=1)
     """Number of different values."""
-    pairs: int = Field(default=8, ge=1)
+    pairs: int = Field(default=4, ge=1)
     """Pairs in a row; all its keys differ, and all its values."""
     gap: int = Field(default=0, ge=0)
     """Filler between the pairs and the queries, tokens."""

@@ -1,11 +1,11 @@
 """Rows filled with whole documents, for order `packed`.
 
 The rule: documents are taken in one fixed random order. One that is longer than a row is cut into full rows, and what
-is left of it counts as a document. Windows of 4,096 such pieces are packed by best fit, the longest first (Johnson 1973;
-for language models Ding et al. 2024, "Fewer truncations improve language modeling"): a piece goes where it leaves the
-least room, or into a new row. What stays empty asks nothing. So no document is cut that need not be, each token but the
-first of the split is predicted exactly once an epoch, nothing is dropped, and the price is some padding (`benchmarks/
-reading.py`: about 1 % of the positions where documents are shorter than a row).
+is left of it counts as a document. Windows of 4,096 such pieces are packed by best fit, the longest first (Johnson
+1973; for language models Ding et al. 2024, "Fewer truncations improve language modeling"): a piece goes where it leaves
+the least room, or into a new row. What stays empty asks nothing. So no document is cut that need not be, each token but
+the first of the split is predicted exactly once an epoch, nothing is dropped, and the price is some padding (measured
+by `benchmarks/reading.py`).
 
 Which pieces share a row does not depend on the seed: it is found once for each block size and kept in two files beside
 the shards, so that any row is found by its number. Each epoch then takes the rows in another order.
