@@ -68,7 +68,7 @@ def _step(arguments: Any, folder: Path) -> dict[str, Any]:
             engine.step(state, batch, config=config, share=0.0, step=step).host()
             reading.append(read - began)
             stepping.append(time.perf_counter() - read)
-            advance(step + 1)
+            advance(step + 1, "")
     share = median(reading) / median(stepping)
     rows = [
         ("reading a batch, us", f"{1e6 * median(reading):.1f}"),

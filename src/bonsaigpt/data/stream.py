@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from bonsaigpt.errors import DataError
 
@@ -138,7 +139,7 @@ class TokenStream:
         limit: size of the vocabulary; an id that is read and is not below it is an error.
     """
 
-    def __init__(self, shards: Sequence[Shard], dtype: np.dtype | str, *, limit: int | None = None) -> None:
+    def __init__(self, shards: Sequence[Shard], dtype: DTypeLike, *, limit: int | None = None) -> None:
         self.shards = tuple(shards)
         self.dtype = np.dtype(dtype)
         self.limit = limit
