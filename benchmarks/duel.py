@@ -20,9 +20,9 @@ from sides import Decisions, NanoGPT, Ours, Setup, Side
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import RunConfig, TextData, derive
-from bonsaigpt.data.batches import TokenBatches
 from bonsaigpt.data.corpora import documents
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import BonsaiError, DataError
 
 __all__ = ["SIDES", "Remote", "add_flags", "duel", "text_overrides", "write_bins"]
@@ -153,6 +153,6 @@ def write_bins(config: RunConfig, folder: Path, source: TokenBatches) -> None:
     ids = np.unique(codes, return_inverse=True)[1].astype(np.uint16)  # ids in the order of the code points
     cut = int(len(ids) * 0.9)
     for name, theirs, ours in (("train", ids[:cut], source.train), ("val", ids[cut:], source.val)):
-        if not np.array_equal(theirs, ours):
+        if not np.array_equal(theirs, ours.read(0, len(ours))):
             raise DataError(f"the {name} tokens differ: give one text file that has line breaks, --text FILE")
         theirs.tofile(folder / f"{name}.bin")

@@ -160,6 +160,16 @@ def test_the_commands_of_the_sources_run(workshop: Path, capsys: pytest.CaptureF
             assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
 
 
+@pytest.mark.parametrize("page", ["reading.md", "toys.md"])
+def test_the_commands_of_reading_and_toys_run(page: str, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert len(found) >= 2
+    for command in found:
+        sizes = ["--model.block_size", "16"] if page == "reading.md" else ["--data.sequences", "100"]
+        small = sizes if command[1] in ("my-text", "stdlib", "markov") else ["--data.val_examples", "100"]
+        assert main([*quick(command), *small]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+
+
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [command] = commands("```sh\nbonsai train stdlib --modl.n_layer 3\n```")
     assert main(quick(command)) == 2

@@ -26,8 +26,8 @@ from sides import Decisions, Setup, check_nanogpt
 
 from bonsaigpt import recipes
 from bonsaigpt.config import RunConfig, derive
-from bonsaigpt.data.batches import TokenBatches
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.engines import load_engine
 from bonsaigpt.measure import evaluate
 from bonsaigpt.spec import parameter_count

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from bonsaigpt.errors import OutputError
 
-__all__ = ["folder_aside", "lock", "replace_folder", "restore_folders", "sync", "write_text", "writing"]
+__all__ = [
+    "file_aside",
+    "folder_aside",
+    "lock",
+    "replace_folder",
+    "restore_folders",
+    "sync",
+    "write_text",
+    "writing",
+]
 
 
 @contextmanager
@@ -44,11 +53,18 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
+    with file_aside(path) as aside:
+        aside.write_bytes(text.encode("utf-8"))  # as it is: Windows would write other line ends
+
+
+@contextmanager
+def file_aside(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` for a file to write, which takes its place when the block ends without an error."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         _clear_abandoned(path)
         try:
-            aside.write_bytes(text.encode("utf-8"))  # as it is: Windows would write other line ends
+            yield aside
             sync(aside)
             os.replace(aside, path)
         finally:

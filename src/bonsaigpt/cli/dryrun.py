@@ -56,7 +56,8 @@ def _free(room: Room | None) -> str:
 
 
 def _work_rows(found: Forecast) -> list[_Row]:
-    seen = "" if found.epochs is None else f"the training text {found.epochs:.2g} times by the end"
+    seen = ", ".join(f"{name} {times:.2g} times" for name, times in found.passes.items())
+    seen += " by the end" if seen else ""
     return [
         ("tokens", count(found.tokens), seen),
         ("work", quantity(found.flops, "FLOP"), f"{quantity(found.flops_per_token, 'FLOP')} a token in a full block"),

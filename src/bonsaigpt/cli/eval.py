@@ -8,10 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
-from bonsaigpt.data.batches import BatchSource, TokenBatches
+from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora.document import read_document
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.stream import TokenStream
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import DataError
 from bonsaigpt.measure import evaluate
 from bonsaigpt.train.callbacks.console import score_line
@@ -64,8 +66,8 @@ def _text_source(opened: Opened, text: Path) -> BatchSource:
     if block < 1:
         raise DataError(f"{text} has {named(len(ids), 'token')}: scoring needs at least two.")
     return TokenBatches(
-        train=ids,
-        val=ids,
+        train=TokenStream.of(ids),
+        val=TokenStream.of(ids),
         tokenizer=opened.tokenizer,
         order="shuffled",
         seed=0,

@@ -6,12 +6,14 @@ boolean that multiplies with others. Nothing changes a config after it was made:
 
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import (
+    CorpusData,
     FilesData,
     FinewebData,
     FinewebEduData,
     HubData,
     HubText,
     OpenWebTextData,
+    ReadingData,
     ShakespeareData,
     StdlibData,
     TextData,
@@ -21,6 +23,7 @@ from bonsaigpt.config.corpora import (
     WikitextData,
 )
 from bonsaigpt.config.data import DataConfig
+from bonsaigpt.config.mixture import MixtureData, MixturePart
 from bonsaigpt.config.model import (
     PRESETS,
     GeluMLP,
@@ -58,16 +61,19 @@ from bonsaigpt.config.tokenizers import (
     Gpt2TokenizerConfig,
     TokenizerConfig,
 )
-from bonsaigpt.config.toys import SortData, ZeroOneData
+from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData, TaskData, ZeroOneData
 
 __all__ = [
     "PRESETS",
     "AdamWMatrices",
+    "AddData",
     "BpeTokenizerConfig",
     "ByteTokenizerConfig",
     "CharTokenizerConfig",
     "Config",
     "ConstantSchedule",
+    "CopyData",
+    "CorpusData",
     "CosineSchedule",
     "DataConfig",
     "FileTokenizerConfig",
@@ -83,6 +89,8 @@ __all__ = [
     "LearnedPosition",
     "LinearRamp",
     "LinearSchedule",
+    "MixtureData",
+    "MixturePart",
     "ModelConfig",
     "MuonMatrices",
     "NoPosition",
@@ -92,6 +100,8 @@ __all__ = [
     "RMSNorm",
     "Ramp",
     "ReLU2MLP",
+    "ReadingData",
+    "RecallData",
     "RopePosition",
     "RunConfig",
     "Schedule",
@@ -101,6 +111,7 @@ __all__ = [
     "StagedRamp",
     "StdlibData",
     "SwiGLUMLP",
+    "TaskData",
     "TextData",
     "TinyStoriesData",
     "TokenData",

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bonsaigpt.config.corpora import (
+    CorpusData,
     FilesData,
     FinewebData,
     FinewebEduData,
@@ -18,7 +19,8 @@ from bonsaigpt.config.corpora import (
     WikipediaData,
     WikitextData,
 )
-from bonsaigpt.config.toys import SortData, ZeroOneData
+from bonsaigpt.config.mixture import MixtureData
+from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData, ZeroOneData
 
 __all__ = ["DataConfig"]
 
@@ -33,7 +35,12 @@ DataConfig = Annotated[
     | OpenWebTextData
     | FinewebData
     | FinewebEduData
+    | CorpusData
+    | MixtureData
     | ZeroOneData
-    | SortData,
+    | SortData
+    | AddData
+    | CopyData
+    | RecallData,
     Field(discriminator="kind"),
 ]

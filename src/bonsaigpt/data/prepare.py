@@ -7,19 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bonsaigpt.config import DataConfig, RunConfig, SortData, TextData, ZeroOneData
-from bonsaigpt.data.batches import BatchSource, TokenBatches
+from bonsaigpt.config import (
+    CorpusData,
+    DataConfig,
+    MixtureData,
+    ReadingData,
+    RunConfig,
+    TaskData,
+    TextData,
+    ZeroOneData,
+)
+from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora import open_text
 from bonsaigpt.data.corpora.source import Source
 from bonsaigpt.data.growing import claim
 from bonsaigpt.data.hashes import FileHashes
-from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.pool import cores
 from bonsaigpt.data.preparation import Advance, Preparation, Say, silent
+from bonsaigpt.data.remote import corpus_folder
 from bonsaigpt.data.shards import Corpus, Counts, open_corpus, verify_shards
+from bonsaigpt.data.sources import source_of
 from bonsaigpt.data.tokenizers import CharTokenizer, Tokenizer, given_tokenizer
 from bonsaigpt.data.toys import zero_one
-from bonsaigpt.data.toys.sort import SortBatches
 from bonsaigpt.data.writing import CorpusWriter
 from bonsaigpt.errors import DataError
 
@@ -31,20 +40,11 @@ _ALONE = 8 << 20
 
 def open_source(config: RunConfig, corpora: Path, *, say: Say = silent, advance: Advance = silent) -> BatchSource:
     """Whatever a run trains on, ready for ``batch_at``; prepared first if it is not yet."""
-    plan = BatchPlan.of(config)
-    if isinstance(config.data, SortData):
-        return SortBatches(config.data, seed=config.seed, plan=plan)
-    corpus = prepare(config.data, corpora, seed=config.seed, say=say, advance=advance)
-    return TokenBatches(
-        train=corpus.tokens("train"),
-        val=corpus.tokens("val"),
-        tokenizer=corpus.tokenizer,
-        order=config.data.order,
-        seed=config.seed,
-        plan=plan,
-        eval_block_size=config.train.eval_block_size,
-        fingerprint=f"{corpus.fingerprint}-{config.data.order}-{config.seed}-{plan.batch_size}",
-    )
+
+    def corpus_of(data: ReadingData) -> Corpus:
+        return prepare(data, corpora, seed=config.seed, say=say, advance=advance)  # type: ignore[arg-type]
+
+    return source_of(config, corpus_of, say=say, advance=advance)
 
 
 def prepare(
@@ -71,8 +71,14 @@ def prepare(
         DataError: nothing to prepare, no text, or a shard that was changed since it was written.
         OutputError: the corpus cannot be written.
     """
-    if isinstance(config, SortData):
-        raise DataError("the toy `sort` is made while training: there is nothing to prepare.")
+    if isinstance(config, TaskData):
+        raise DataError(f"the toy `{config.kind}` is made while training: there is nothing to prepare.")
+    if isinstance(config, MixtureData):
+        raise DataError("a mixture is prepared part by part: prepare its parts, or train, which does it.")
+    if isinstance(config, CorpusData):
+        corpus = open_corpus(corpus_folder(config.path, corpora, advance=advance))
+        verify_shards(corpus, file_hashes(corpora), advance=advance)
+        return corpus
     if isinstance(config, ZeroOneData):
         corpus = _make_zero_one(config, corpora, seed)
         verify_shards(corpus, file_hashes(corpora), advance=advance)
@@ -111,7 +117,8 @@ def file_hashes(corpora: Path) -> FileHashes:
 
 
 def _make_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Corpus:
-    folder = corpora / f"{config.kind}-{_key(config.model_dump(mode='json', exclude={'order'}), f'seed {seed}')}"
+    settings = config.model_dump(mode="json", exclude={"order", "document_mask"})
+    folder = corpora / f"{config.kind}-{_key(settings, f'seed {seed}')}"
     if folder.exists():
         return open_corpus(folder)
     text = zero_one.text(config, seed)
@@ -126,14 +133,14 @@ def _make_zero_one(config: ZeroOneData, corpora: Path, seed: int) -> Corpus:
         writer.write("train", [ids[:cut]])
         writer.write("val", [ids[cut:]])
         return writer.finish(
-            source=f"{config.sequences} sequences of {config.length} symbols, P(0) = {config.p_zero:.6g}, seed {seed}",
+            source=f"{config.sequences} sequences of {config.length} symbols, {zero_one.words(config)}, seed {seed}",
             identity=hashlib.sha256(text).hexdigest(),
             split=f"the last {config.val_fraction:.0%} of the sequences validate",
             documents=config.sequences,
             counts={split: Counts(documents, size, size, size) for split, (documents, size) in sizes.items()},
             notes={
-                "entropy_nats": zero_one.entropy(config.p_zero),
-                "floor_nats": zero_one.floor(config.p_zero, ids[cut + 1 :]),
+                "entropy_nats": zero_one.entropy_rate(config),
+                "floor_nats": zero_one.floor(config, ids, cut + 1),
             },
         )
 

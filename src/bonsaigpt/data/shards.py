@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.data.stream import Files, FileShard, TokenStream
 from bonsaigpt.data.tokenizers import Tokenizer, from_json
 from bonsaigpt.errors import CheckpointError, DataError
 
@@ -69,10 +70,15 @@ class Corpus:
     """What only this source has to say, e.g. the known loss floor of a toy."""
     tokenizer: Tokenizer
 
+    def stream(self, split: str) -> TokenStream:
+        """The ids of a split, to be read from its shards window by window."""
+        files = Files()
+        shards = [FileShard(self.folder / s.file, s.tokens, files) for s in self.shards if s.split == split]
+        return TokenStream(shards, self.dtype, limit=self.tokenizer.vocab_size)
+
     def tokens(self, split: str) -> np.ndarray:
-        """The ids of a split, memory-mapped; (N,) of the corpus' dtype."""
-        parts = [np.memmap(self.folder / s.file, dtype=self.dtype, mode="r") for s in self.shards if s.split == split]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        """The ids of a split, all of them in memory; (N,) of the corpus' dtype."""
+        return self.stream(split).read(0, self.count(split))
 
     def count(self, split: str) -> int:
         """Number of tokens of a split."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.config import NoRamp, RunConfig, SortData, derive
+from bonsaigpt.config import NoRamp, RunConfig, TaskData, derive
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
@@ -78,8 +78,8 @@ def batch_points(base: RunConfig, found: Sequence[Pair], *, budget: int | None, 
     """
     shortest = min(pair.block for pair in found)
     context = context or shortest
-    if isinstance(base.data, SortData):
-        raise ConfigError("a list to sort has one length, so nothing can be cut: take a recipe with text, or zero-one")
+    if isinstance(base.data, TaskData):
+        raise ConfigError("a toy's row has one length, so nothing can be cut: take a recipe with text, or zero-one")
     if not (isinstance(base.train.batch_ramp, NoRamp) and isinstance(base.train.context_ramp, NoRamp)):
         raise ConfigError(
             "a ramp changes batch or block on the way, and this study compares fixed ones: give "

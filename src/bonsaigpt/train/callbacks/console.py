@@ -29,6 +29,8 @@ def score_line(evaluation: Evaluation) -> str:
         parts.append(f"{evaluation.bits_per_byte:.3f} bits/byte")
     if evaluation.exact is not None:
         parts.append(f"{evaluation.exact:.2%} exact")
+    if evaluation.parts is not None:
+        parts.append(f"({', '.join(f'{name} {loss:.4f}' for name, loss in evaluation.parts.items())})")
     return "  ".join(parts)
 
 
@@ -72,7 +74,7 @@ class ConsoleProgress(Callback):
     def on_eval(self, event: EvalEvent) -> None:
         mark = " [green]best[/]" if event.is_best else ""
         self._progress.console.print(
-            f"step {event.step:>6,}  {event.seconds:7.1f} s  validation {score_line(event.evaluation)}{mark}",
+            f"step {event.step:>6,}  {event.seconds:7.1f} s  validation {escape(score_line(event.evaluation))}{mark}",
             highlight=False,
             soft_wrap=True,
         )
