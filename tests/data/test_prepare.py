@@ -418,11 +418,11 @@ def test_what_is_done_outlives_a_full_disk_and_ctrl_c(
 
 def test_a_corpus_of_format_1_opens(folder: Path, tmp_path: Path) -> None:
     corpus = prepare(FilesData(path=folder), tmp_path)
-    (corpus.folder / "train-000000.bin").rename(corpus.folder / "train-000000.bin")
+    (corpus.folder / "train-000000.bin").rename(corpus.folder / "train-000.bin")
     told = json.loads((corpus.folder / "corpus.json").read_text())
     old = {key: told[key] for key in ("source", "documents", "split", "tokenizer", "dtype", "shards", "notes")}
     old |= {"format": 1, "text_sha256": told["identity"]}
-    old["shards"][0]["file"] = "train-000000.bin"
+    old["shards"][0]["file"] = "train-000.bin"
     (corpus.folder / "corpus.json").write_text(json.dumps(old))
     opened = open_corpus(corpus.folder, verify=True)
     assert opened.fingerprint == corpus.fingerprint
