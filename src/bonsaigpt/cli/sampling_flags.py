@@ -63,7 +63,7 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
             bias[int(token)] = float(nats)
         except ValueError:
             raise GenerateError(f"--logit-bias {entry} is no ID=NATS: write e.g. --logit-bias 13=-100") from None
-    return Sampling(**({"temperature": 0.8} | given), logit_bias=bias, seed=arguments.seed or 0)
+    return Sampling(**{"temperature": 0.8, **given}, logit_bias=bias, seed=arguments.seed or 0)
 
 
 def add_patterns(parser: Parser) -> None:

@@ -180,6 +180,7 @@ class Session:
         common = {row: self._common(row, prompt) if self._reuse else 0 for row in free}
         context.row = max(free, key=lambda row: (common[row], -row))
         context.held = min(common[context.row], len(prompt) - 1)
+        self.decoder.truncate(context.row, context.held)
         [logits_V] = read(self.decoder, [context])
         self._held[context.row] = _Held(context, prompt, logits_V)
         return logits_V
@@ -212,7 +213,8 @@ class Session:
         """
         context = row.context
         most = min(context.room(), row.request.max_tokens - row.made - 1)
-        if self._draft is None or most < 1 or row.logits_V is not None or len(context.unread()) != 1:
+        is_next = row.logits_V is None and context.held > 0 and len(context.unread()) == 1
+        if self._draft is None or most < 1 or not is_next:
             return False
         guesses = self._draft.guess(context, row.chooser, most)
         if not guesses:

@@ -37,9 +37,9 @@ class TextStream:
         if self.stopped is not None:
             return ""
         text = self._pending + fresh
-        found = [(text.find(stop), -len(stop), stop) for stop in self._stop if stop in text]
+        found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
-            at, _, self.stopped = min(found)
+            at, self.stopped = min(found)
             piece, self._pending = text[:at], ""
         else:
             keep = 0 if final else self._may_become_stop(text)

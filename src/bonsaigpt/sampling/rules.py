@@ -34,7 +34,7 @@ def candidates(logits_V: np.ndarray, sampling: Sampling, largest: float) -> tupl
         ids = (logits_V >= kth).nonzero()[0]
         logits_V = logits_V[ids]
     weights = logits_V.astype(np.float64)
-    weights -= largest  # before the division: no temperature, however low, makes an infinity of it
+    weights -= largest  # before the division: no temperature makes an infinity of it
     weights /= sampling.temperature
     np.exp(weights, out=weights)
     if sampling.top_p is not None and sampling.top_p < 1:

@@ -16,7 +16,7 @@ class Sampling:
     """How to draw a token. What is left at its default changes nothing and costs nothing."""
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token, the first of equals."""
+    """Divides the logits; 0 takes the likeliest token, the first of equals. Between 0 and 1e-30 there is none."""
     top_k: int | None = None
     """Draw from the k likeliest tokens only; ties with the k-th stay in (Fan et al. 2018)."""
     top_p: float | None = None
@@ -40,7 +40,7 @@ class Sampling:
     """Which of several texts of one seed; each has noise of its own."""
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+        if not (self.temperature == 0 or 1e-30 <= self.temperature < math.inf):
             raise GenerateError(f"temperature = {self.temperature} cannot be: use 0 (the likeliest token) or more")
         if self.top_k is not None and self.top_k < 1:
             raise GenerateError(f"top_k = {self.top_k} leaves no token: use 1 or more, or leave it out")
