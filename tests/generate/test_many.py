@@ -157,6 +157,41 @@ def test_a_thousand_requests_to_a_real_model() -> None:
     real_requests(1000)
 
 
+class Repeats:
+    """A pattern without a library: so many times token 3, then any number of times token 4."""
+
+    def __init__(self, count: int, *, dead: bool = False) -> None:
+        self.count, self.dead = count, dead
+
+    def start(self) -> Repeats:
+        return Repeats(self.count, dead=self.dead)
+
+    def allowed(self) -> np.ndarray:
+        return np.arange(17) == (3 if self.count else 17 if self.dead else 4)
+
+    def advance(self, token: int) -> None:
+        assert self.allowed()[token]
+        self.count -= token == 3
+
+    def is_done(self) -> bool:
+        return self.count == 0 and not self.dead
+
+
+def test_a_pattern_ends_a_text_where_the_model_leaves_it() -> None:
+    def ask(pattern: Repeats, tokens: int) -> Request:
+        return Request(prompt=[1], max_tokens=tokens, pattern=pattern, logprobs=0)  # type: ignore[arg-type]
+
+    asked = [ask(Repeats(3), 9), ask(Repeats(5), 4), ask(Repeats(2, dead=True), 9), ask(Repeats(4), 4)]
+    for draft in (None, LookupDraft(length=1), ModelDraft(Pretend(rows=3, noise=1.0))):
+        found = Session(Pretend(rows=3), TOKENIZER, draft=draft).run(asked)
+        assert [done.finish for done in found] == ["complete", "incomplete", "stuck", "length"]
+        assert found[0].tokens[:3] == [3, 3, 3]
+        assert set(found[0].tokens[3:]) <= {4}
+        assert [len(done.tokens) for done in found[1:]] == [4, 2, 4]
+        assert all(len(done.logprobs) == len(done.tokens) for done in found)  # none for the token that was not taken
+        assert found[0].text == TOKENIZER.decode(found[0].tokens)
+
+
 def test_cancelled_requests_end_and_disturb_nobody() -> None:
     asked = [
         replace(random_request(np.random.default_rng(i)), max_tokens=20, stop=[], stop_tokens=[]) for i in range(5)

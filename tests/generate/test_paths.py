@@ -57,7 +57,7 @@ def drafted_by_itself(model: GPT, requests: list[Request]) -> list[list[int]]:
     draft = ModelDraft(ENGINE.decoder(model, rows=4), count=3)
     session = Session(ENGINE.decoder(model, rows=4), TOKENIZER, draft=draft)
     found = tokens_of(session.run(requests))
-    assert session.speculation.agreement > 0.7  # where the contexts slide apart it may be wrong
+    assert session.speculation.agreement > 0.99
     return found
 
 

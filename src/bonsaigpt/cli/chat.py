@@ -15,6 +15,7 @@ from bonsaigpt.cli.common import Parser, add_placement, open_model, runs_folder
 from bonsaigpt.cli.sampling_flags import add_context, add_rules, sampling_of
 from bonsaigpt.errors import BonsaiError
 from bonsaigpt.generate import Event, Request, Session
+from bonsaigpt.generate.context import check_lengths
 from bonsaigpt.generate.dialogue import Dialogue, Template
 
 __all__ = ["run"]
@@ -43,6 +44,7 @@ def run(argv: list[str]) -> int:
     )
     engine, model = opened.on(arguments)
     decoder = engine.decoder(model, rows=1, weights=arguments.weights)
+    check_lengths(1, arguments.tokens, decoder.block_size, "slide", arguments.slide)
     dialogue = Dialogue(Session(decoder, tokenizer, reuse=True), tokenizer, request, template)
     Console(stderr=True).print(f"[dim]{escape(opened.label)}; {_COMMANDS}; Ctrl-C stops an answer[/]", highlight=False)
     while True:

@@ -86,10 +86,10 @@ class Dialogue:
         assert self._before is not None
         sampling = replace(self._request.sampling, row=self._request.sampling.row + self._tries)
         request = replace(self._request, prompt=self._before, stop=(self._template.stop,), sampling=sampling)
-        return self._events(self._before, self._session.add(request))
+        return self._events(self._before, request)
 
-    def _events(self, before: list[int], number: int) -> Generator[Event, None, None]:
-        answer = ""
+    def _events(self, before: list[int], request: Request) -> Generator[Event, None, None]:
+        number, answer = self._session.add(request), ""
         try:
             while self._session.busy:
                 for event in self._session.step():

@@ -71,19 +71,19 @@ class ModelDraft:
     def guess(self, context: Context, chooser: Chooser, most: int) -> list[Guess]:
         own = self._follow(context)
         guesser, guesses = chooser.guesser(), []
-        for _ in range(min(self._count, most)):
+        for ahead in range(min(self._count, most)):
             [logits_V] = read(self._decoder, [own])
-            guesses.append(guesser.guess(logits_V, position=len(own.tokens)))
+            guesses.append(guesser.guess(logits_V, position=len(context.tokens) + ahead))
             guesser.accept(guesses[-1][0])
             own.append(guesses[-1][0])
         return guesses
 
     def _follow(self, context: Context) -> Context:
-        """The draft's own view of the text, with what its cache holds of it."""
+        """What the model sees of the text, or the end of it, in the draft's own row with what that holds already."""
         block = self._decoder.block_size
-        own = Context(context.row, context.tokens, block=block, slide=max(1, block // 8))
+        own = Context(context.row, context.tokens[context.start :], block=block, slide=max(1, block // 8))
         last = self._read.get(context.row)
-        if last is not None and last.start == own.start:
+        if last is not None:
             seen, wanted = last.seen(), own.unread()
             while own.held < min(len(seen), len(wanted) - 1) and seen[own.held] == wanted[own.held]:
                 own.held += 1
