@@ -21,13 +21,16 @@ class TextStream:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._pending = ""
+        self._bytes: dict[int, bytes] = {}
         self.text = ""
         self.stopped: str | None = None
         """The stop string that ended the text."""
 
     def push(self, token: int) -> str:
         """The text that this token makes certain, perhaps none."""
-        return self._release(self._decoder.decode(self._tokenizer.decode_bytes([token])), final=False)
+        if token not in self._bytes:
+            self._bytes[token] = self._tokenizer.decode_bytes([token])
+        return self._release(self._decoder.decode(self._bytes[token]), final=False)
 
     def finish(self) -> str:
         """What was held back; U+FFFD for a character that was never completed."""
@@ -36,6 +39,9 @@ class TextStream:
     def _release(self, fresh: str, *, final: bool) -> str:
         if self.stopped is not None:
             return ""
+        if not self._stop:
+            self.text += fresh
+            return fresh
         text = self._pending + fresh
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
@@ -49,7 +55,7 @@ class TextStream:
 
     def _may_become_stop(self, text: str) -> int:
         """Length of the longest end of the text that is the beginning of a stop string."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        longest = max(len(stop) for stop in self._stop) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[len(text) - length :]) for stop in self._stop):
                 return length
