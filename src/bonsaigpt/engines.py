@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, did_you_mean
 from bonsaigpt.trace import Room, StepMemory, Trace
 
-__all__ = ["Engine", "Metrics", "World", "load_engine"]
+__all__ = ["Decoder", "Engine", "Metrics", "World", "load_engine"]
 
 T = TypeVar("T")
 
@@ -45,6 +45,43 @@ class World(Protocol):
     def sum(self, values: Sequence[float]) -> list[float]: ...
     def agree(self, number: int) -> int: ...
     def together(self) -> AbstractContextManager[None]: ...
+
+
+class Decoder(Protocol):
+    """Weights in the form in which they are read fastest, and a cache with ``rows`` rows of one text each.
+
+    Slots fill from the left, the slot number is the position. A row's logits, (V,) float32, never depend on which
+    other rows are in the call.
+    """
+
+    rows: int
+    block_size: int
+    why: str
+    """How it computes, and why so."""
+
+    def prefill(self, row: int, tokens: np.ndarray) -> np.ndarray:
+        """Append tokens (T,) to a row; logits (V,) after the last."""
+        ...
+
+    def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """One more token (R,) for each of these rows (R,); logits (R, V), valid until the next call."""
+        ...
+
+    def verify(self, row: int, tokens: np.ndarray) -> np.ndarray:
+        """Append tokens (T,) to a row; logits (T, V) after each."""
+        ...
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget all but the first tokens of a row."""
+        ...
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Make a row's past another row's."""
+        ...
+
+    def length(self, row: int) -> int:
+        """Tokens that a row holds."""
+        ...
 
 
 class Engine(Protocol):
@@ -76,6 +113,9 @@ class Engine(Protocol):
     def model_of(self, state: Any) -> Any: ...
     def block_size(self, model: Any) -> int: ...
     def cache(self, model: Any, *, batch: int) -> Any: ...
+    def decoder(
+        self, model: Any, *, rows: int, weights: Literal["fp32", "int8"] = ..., tokens: int | None = None
+    ) -> Decoder: ...
     def next_logits(self, model: Any, tokens_BT: np.ndarray, cache: Any = None) -> np.ndarray: ...
     def peak_flops(self) -> float: ...
     def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float: ...

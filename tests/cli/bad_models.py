@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.cli.spoiling import HF_CONFIG, NEW, STEP, Case, both, delete, flip, standard_input, truncate, write
+from tests.cli.spoiling import (
+    HF_CONFIG,
+    NEW,
+    STEP,
+    Case,
+    both,
+    delete,
+    flip,
+    other_run,
+    standard_input,
+    truncate,
+    write,
+)
 
 __all__ = ["CHECKPOINTS", "FORECASTS", "PROMPTS", "STUDIES"]
 
@@ -147,6 +159,67 @@ PROMPTS = [
     Case("samples 0", "sample tiny --samples 0", ("--samples 0", "1 or more")),
     Case("tokens below 0", "sample tiny --tokens -5", ("-5 new tokens", "0 or more"), mended="sample tiny --tokens 0"),
     Case("threads below 0", "sample tiny --threads -1", ("--threads", "-1", "0 or more")),
+    Case("min-p 0", "sample tiny --min-p 0", ("min_p = 0.0", "more than 0")),
+    Case("typical-p 2", "sample tiny --typical-p 2", ("typical_p = 2.0", "at most 1")),
+    Case("repetition penalty 0", "sample tiny --repetition-penalty 0", ("repetition_penalty = 0.0", "more than 0")),
+    Case("penalty without end", "sample tiny --presence-penalty inf", ("presence_penalty = inf", "finite")),
+    Case("bias of nothing", "sample tiny --logit-bias 3", ("--logit-bias 3", "ID=NATS", "13=-100")),
+    Case(
+        "bias of a foreign token",
+        "sample tiny --logit-bias 99=1",
+        ("no token 99", "0 to 17"),
+        mended="sample tiny --logit-bias 9=1 --tokens 3",
+    ),
+    Case("empty stop string", "sample tiny --stop ''", ("empty stop string", "leave it out")),
+    Case(
+        "stop at an end that is none",
+        "sample tiny --stop-token end",
+        ("no token for the end of a text", "--stop TEXT"),
+        mended="sample tiny --stop e --tokens 5",
+    ),
+    Case("stop at a foreign token", "sample tiny --stop-token 18", ("--stop-token 18", "0 to 17")),
+    Case(
+        "log-probabilities without a form",
+        "sample tiny --logprobs 2",
+        ("--logprobs", "--json"),
+        mended="sample tiny --logprobs 2 --json --tokens 3",
+    ),
+    Case("fewer than no log-probabilities", "sample tiny --json --logprobs -1", ("ask for 0 or more",)),
+    Case("best of none", "sample tiny --best-of 0", ("--best-of 0", "1 or more")),
+    Case("best of several samples", "sample tiny --best-of 3 --samples 2", ("--best-of and --samples", "one text")),
+    Case("best of equals", "sample tiny --best-of 3 --temperature 0", ("without chance",)),
+    Case("beams 0", "sample tiny --beams 0", ("--beams 0", "1 or more")),
+    Case(
+        "beams with chance",
+        "sample tiny --beams 2 --temperature 0.5",
+        ("--beams and --temperature", "likeliest text"),
+        mended="sample tiny --beams 2 --length-penalty 0.6 --tokens 5",
+    ),
+    Case("beams with a draft", "sample tiny --beams 2 --lookup 2", ("--beams and --lookup",)),
+    Case("length penalty without beams", "sample tiny --length-penalty 1", ("--beams 4",)),
+    Case("two drafts", "sample tiny --draft tiny --lookup 3", ("--draft and --lookup", "choose one")),
+    Case(
+        "guesses of nobody",
+        "sample tiny --guesses 3",
+        ("--guesses", "--lookup 3"),
+        mended="sample tiny --guesses 3 --lookup 2 --tokens 9",
+    ),
+    Case("no guess", "sample tiny --lookup 2 --guesses 0", ("0 guesses", "1 or more")),
+    Case("look-up of nothing", "sample tiny --lookup 0", ("last 0 tokens", "1 or more")),
+    Case(
+        "draft with another tokenizer",
+        "sample tiny --draft digits",
+        ("runs/digits@", "another tokenizer", "the same one"),
+        other_run,
+        mended="sample tiny --draft tiny@2 --tokens 9",
+    ),
+    Case("draft that is not there", "sample tiny --draft tinny", ("no run at runs/tinny", "Did you mean 'tiny'?")),
+    Case("two patterns", "sample tiny --pattern a --json-schema s.json", ("--pattern and --json-schema", "choose one")),
+    Case("schema missing", "sample tiny --json-schema nowhere.json", ("nowhere.json cannot be read", "Check the path")),
+    Case("schema in latin-1", "sample tiny --json-schema s", ("s is not UTF-8", "iconv"), write("s", b"\xe9")),
+    Case("chat in letters that the model lacks", "chat tiny", ("roles cannot be written", "'U'", "Choose others")),
+    Case("chat without a role", "chat tiny --user '' --end ''", ("needs a role for the user",)),
+    Case("chat of no tokens", "chat tiny --tokens -1", ("-1 new tokens", "0 or more")),
     Case("unknown device of a sample", "sample tiny --device gpu", ("'gpu'", "use auto, cpu")),
     Case("no model at all", "sample", ("required: model", "bonsai sample --help")),
 ]

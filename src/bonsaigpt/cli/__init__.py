@@ -17,6 +17,7 @@ __all__ = ["exit_code", "main"]
 VERBS = {
     "train": "grow a model: from a recipe, or go on with a run",
     "sample": "let a model write",
+    "chat": "talk with a model in the terminal",
     "eval": "score a model on its whole validation split, or on any text",
     "sweep": "train a recipe over a grid of settings and several seeds",
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",

@@ -45,5 +45,17 @@ class FullCache:
         self._positions.fill_(EMPTY)
         self._used = [0] * len(self._used)
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first tokens."""
+        self._used = [length] * len(self._used)
+
+    def copy_from(self, other: FullCache) -> None:
+        """Hold what another cache of the same shape holds."""
+        end = other.length
+        self._k[..., :end, :] = other._k[..., :end, :]
+        self._v[..., :end, :] = other._v[..., :end, :]
+        self._positions[..., :end] = other._positions[..., :end]
+        self._used = list(other._used)
+
     def bits(self) -> int:
         return sum(8 * t.element_size() * t.numel() for t in (self._k, self._v, self._positions))

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
 from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate
 from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.deciding import decide
+from bonsaigpt.torch_engine.decode import EagerDecoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.guard import Guard
@@ -294,6 +296,14 @@ class TorchEngine:
             device=self.placement.device,
             dtype=self.placement.dtype,
         )
+
+    def decoder(
+        self, model: GPT, *, rows: int, weights: Literal["fp32", "int8"] = "fp32", tokens: int | None = None
+    ) -> EagerDecoder:
+        """The fastest way to continue ``rows`` texts; ``tokens``: how many are expected."""
+        if weights != "fp32":
+            raise DeviceError(f"weights cannot be held as {weights} here: use fp32")
+        return EagerDecoder(self, model, rows=rows)
 
     @torch.inference_mode()
     def next_logits(self, model: GPT, tokens_BT: np.ndarray, cache: FullCache | None = None) -> np.ndarray:
