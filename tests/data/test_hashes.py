@@ -13,6 +13,7 @@ import pytest
 from bonsaigpt.config import FilesData
 from bonsaigpt.data.corpora import open_text
 from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.data.prepare import prepare
 
 
 def aged(path: Path, content: bytes, seconds: float = 10.0) -> Path:
@@ -81,3 +82,12 @@ def test_a_source_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     second = open_text(config, hashes=FileHashes(memory), advance=lambda *what: told.append(what))
     assert told == []
     assert second.identity == first.identity
+
+
+def test_a_second_preparation_reads_no_file_of_the_source(tmp_path: Path) -> None:
+    aged(tmp_path / "a.txt", b"words of a text " * 999)
+    told: list[str] = []
+    for _ in range(2):
+        told.clear()
+        prepare(FilesData(path=tmp_path), tmp_path / "corpora", advance=lambda what, *_: told.append(what))
+    assert "hashing" not in told

@@ -176,6 +176,9 @@ def test_the_verb_downloads_only_what_is_remote(
     assert "bonsai prepare tinystories --download" in capsys.readouterr().err
     assert main(["prepare", "tinystories", "--download", "--data.tokenizer.kind", "bytes"]) == 0
     assert "training" in capsys.readouterr().out
+    hub.clear()
+    assert main(["prepare", "tinystories", "--data.tokenizer.kind", "bytes"]) == 0  # it is here now: nobody is asked
+    assert hub == []
     assert main(["prepare", "stdlib", "--download"]) == 2
     assert "leave it out" in capsys.readouterr().err
 

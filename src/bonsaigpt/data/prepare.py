@@ -83,8 +83,9 @@ def prepare(
         corpus = _make_zero_one(config, corpora, seed)
         verify_shards(corpus, file_hashes(corpora), advance=advance)
         return corpus
-    source = open_text(config, hashes=file_hashes(corpora), download=download, advance=advance)
-    return prepare_source(config, source, corpora, workers=workers, say=say, advance=advance)
+    hashes = file_hashes(corpora)
+    source = open_text(config, hashes=hashes, download=download, advance=advance)
+    return prepare_source(config, source, corpora, hashes=hashes, workers=workers, say=say, advance=advance)
 
 
 def prepare_source(
@@ -92,11 +93,12 @@ def prepare_source(
     source: Source,
     corpora: Path,
     *,
+    hashes: FileHashes | None = None,
     workers: int | None = None,
     say: Say = silent,
     advance: Advance = silent,
 ) -> Corpus:
-    """``prepare`` for a text that is open; ``config`` says the rest."""
+    """``prepare`` for a text that is open; ``config`` says the rest, and ``hashes`` hold what was learnt of it."""
     tokenizer = given_tokenizer(config.tokenizer)
     folder = corpora / f"{config.model_dump()['kind']}-{_text_key(config, tokenizer, source)}"
     if workers is None:
@@ -107,7 +109,7 @@ def prepare_source(
         else:
             preparation = Preparation(config, source, work, tokenizer, workers=workers, say=say, advance=advance)
             corpus = preparation.run()
-    verify_shards(corpus, file_hashes(corpora), advance=advance)
+    verify_shards(corpus, hashes or file_hashes(corpora), advance=advance)
     return corpus
 
 
