@@ -14,7 +14,12 @@ from bonsaigpt.cli.common import Opened, Parser
 from bonsaigpt.config import RunConfig, derive, setting_names
 
 MODULES = [*(verb for verb in VERBS if verb != "study"), "study_batch", "study_lr"]
-NOTHING = ("--init", "--text", "--grid", "--submitit", "--top-k", "--top-p", "--target")
+NOTHING = (
+    *("--init", "--text", "--grid", "--submitit", "--target"),
+    *("--top-k", "--top-p", "--min-p", "--typical-p", "--logit-bias", "--pattern", "--json-schema"),
+    *("--repetition-penalty", "--frequency-penalty", "--presence-penalty"),
+    *("--stop", "--stop-token", "--logprobs", "--best-of", "--beams", "--draft", "--lookup"),
+)
 """Without these flags there is just nothing of the kind, which needs no words."""
 
 

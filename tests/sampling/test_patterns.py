@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, open_tokenizer
 from bonsaigpt.errors import DeviceError, GenerateError
 from bonsaigpt.sampling import Chooser, Pattern, Sampling, json_schema, patterns, regular_expression
 
@@ -121,7 +121,7 @@ def test_special_tokens_are_never_allowed() -> None:
 
 
 def test_gpt2s_vocabulary(shared_data: Path) -> None:
-    tokenizer = BpeTokenizer.from_gpt2_files(shared_data / "gpt2-bpe")
+    tokenizer = open_tokenizer(shared_data / "gpt2-bpe")
     pattern = regular_expression("[A-Z][a-z]{1,4}( [a-z]{1,5}){2}[.]", pieces(tokenizer))
     ended = [text for text, whole in (write(pattern, tokenizer, seed) for seed in range(10)) if whole]
     assert ended
