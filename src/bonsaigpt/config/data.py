@@ -6,41 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bonsaigpt.config.corpora import (
-    CorpusData,
-    FilesData,
-    FinewebData,
-    FinewebEduData,
-    HubData,
-    OpenWebTextData,
-    ShakespeareData,
-    StdlibData,
-    TinyStoriesData,
-    WikipediaData,
-    WikitextData,
-)
-from bonsaigpt.config.mixture import MixtureData
-from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData, ZeroOneData
+from bonsaigpt.config.mixture import Corpora, MixtureData
+from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData
 
 __all__ = ["DataConfig"]
 
 DataConfig = Annotated[
-    FilesData
-    | ShakespeareData
-    | StdlibData
-    | HubData
-    | WikipediaData
-    | WikitextData
-    | TinyStoriesData
-    | OpenWebTextData
-    | FinewebData
-    | FinewebEduData
-    | CorpusData
-    | MixtureData
-    | ZeroOneData
-    | SortData
-    | AddData
-    | CopyData
-    | RecallData,
+    Corpora | MixtureData | SortData | AddData | CopyData | RecallData,
     Field(discriminator="kind"),
 ]

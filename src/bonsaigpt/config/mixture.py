@@ -7,10 +7,38 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bonsaigpt.config.base import Config
-from bonsaigpt.config.corpora import CorpusData, FilesData, ShakespeareData, StdlibData
+from bonsaigpt.config.corpora import (
+    CorpusData,
+    FilesData,
+    FinewebData,
+    FinewebEduData,
+    HubData,
+    OpenWebTextData,
+    ShakespeareData,
+    StdlibData,
+    TinyStoriesData,
+    WikipediaData,
+    WikitextData,
+)
 from bonsaigpt.config.toys import ZeroOneData
 
-__all__ = ["MixtureData", "MixturePart"]
+__all__ = ["Corpora", "MixtureData", "MixturePart"]
+
+Corpora = (
+    FilesData
+    | ShakespeareData
+    | StdlibData
+    | HubData
+    | WikipediaData
+    | WikitextData
+    | TinyStoriesData
+    | OpenWebTextData
+    | FinewebData
+    | FinewebEduData
+    | CorpusData
+    | ZeroOneData
+)
+"""All that is on the disk as tokens, or comes there."""
 
 
 class MixturePart(Config):
@@ -20,7 +48,7 @@ class MixturePart(Config):
     """How many samples come from it, against the weights of the other parts; 3 and 1 are the same as 0.75 and 0.25."""
     name: str = ""
     """What reports call it; empty: its number and kind."""
-    data: Annotated[FilesData | ShakespeareData | StdlibData | CorpusData | ZeroOneData, Field(discriminator="kind")]
+    data: Annotated[Corpora, Field(discriminator="kind")]
     """The corpus, with an order of its own."""
 
 
