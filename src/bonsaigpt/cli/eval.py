@@ -8,14 +8,17 @@ from pathlib import Path
 from rich.console import Console
 
 from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
-from bonsaigpt.data.batches import BatchSource, TokenBatches
+from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora.document import read_document
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.stream import TokenStream
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import DataError
 from bonsaigpt.measure import evaluate
 from bonsaigpt.train.callbacks.console import score_line
 from bonsaigpt.train.resume import check_data
+from bonsaigpt.units import named
 
 __all__ = ["run"]
 
@@ -57,7 +60,7 @@ def run(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps({**about, **result.as_dict()}))
     else:
-        print(f"{opened.label}  {score_line(result)}  ({result.tokens:,} tokens){words}")
+        print(f"{opened.label}  {score_line(result)}  ({named(result.tokens, 'token')}){words}")
     return 0
 
 
@@ -74,10 +77,10 @@ def _text_source(opened: Opened, text: Path) -> BatchSource:
     ids = opened.tokenizer.encode(read_document(text).text)
     block = min(opened.config.block_size, len(ids) - 1)
     if block < 1:
-        raise DataError(f"{text} has {len(ids)} tokens: scoring needs at least two.")
+        raise DataError(f"{text} has {named(len(ids), 'token')}: scoring needs at least two.")
     return TokenBatches(
-        train=ids,
-        val=ids,
+        train=TokenStream.of(ids),
+        val=TokenStream.of(ids),
         tokenizer=opened.tokenizer,
         order="shuffled",
         seed=0,

@@ -72,12 +72,13 @@ def _explain(error: Any, origin: str) -> str:
     # The tag of a union ('model', 'mlp', 'swiglu', 'hidden') is no part of the name that a user wrote.
     known = setting_names()
     parts: list[str] = []
-    for part in map(str, error["loc"]):
-        if not parts or ".".join([*parts, part]) in known or error["type"] == "extra_forbidden":
-            parts.append(part)
+    for number, part in enumerate(error["loc"]):
+        last = number == len(error["loc"]) - 1
+        plain = [p for p in parts if not p.isdecimal()]  # members of a list have numbers
+        if isinstance(part, int) or ".".join([*plain, part]) in known or (last and error["type"] == "extra_forbidden"):
+            parts.append(str(part))
     name = ".".join(parts)
     if error["type"] == "extra_forbidden":
-        name = ".".join(p for i, p in enumerate(parts) if i == len(parts) - 1 or ".".join(parts[: i + 1]) in known)
         return f"unknown setting '{name}' in {origin}.{did_you_mean(name, known)} `bonsai train --help` lists all."
     if error["type"] == "value_error":
         return f"{error['ctx']['error']!s} (in {origin})."
@@ -89,5 +90,6 @@ def _explain(error: Any, origin: str) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{name} in {origin} does not say which kind it is: add {name}.kind."
     if error["type"] == "missing":
-        return f"{name} is missing in {origin}: give it, e.g. --{name} VALUE."
+        how = f"give it, e.g. --{name} VALUE" if name in known else "give it"
+        return f"{name} is missing in {origin}: {how}."
     return f"{name} = {error['input']!r} in {origin} cannot be used: {error['msg'][0].lower()}{error['msg'][1:]}."

@@ -15,6 +15,7 @@ import torch
 
 from bonsaigpt.torch_engine.device import Placement, synchronize
 from bonsaigpt.torch_engine.workers import WorkerPool
+from bonsaigpt.units import named, rate
 
 __all__ = ["Ceiling", "ceiling", "copy_rate", "known_peak", "product_rate", "read_rate"]
 
@@ -82,10 +83,8 @@ def ceiling(placement: Placement, pool: WorkerPool) -> Ceiling:
     if _key(placement, pool) not in _fastest:
         product_rate(placement, pool, seconds=_QUICK)
     flops = _fastest[_key(placement, pool)]
-    on = f"{pool.count} x {pool.threads} threads" if device.type == "cpu" else str(device)
-    return Ceiling(
-        flops, f"measured here: the fastest {_words(dtype)} matrix product on {on}, {flops / 1e9:,.0f} GFLOP/s"
-    )
+    on = f"{pool.count} x {named(pool.threads, 'thread')}" if device.type == "cpu" else str(device)
+    return Ceiling(flops, f"measured here: the fastest {_words(dtype)} matrix product on {on}, {rate(flops)}")
 
 
 _Key = tuple[str, torch.dtype, int, int]

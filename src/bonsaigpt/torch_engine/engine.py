@@ -180,7 +180,10 @@ class TorchEngine:
             model=model,
             optimizer=optimizer,
             guard=Guard(
-                spike=config.train.guard.spike, device=device, loss_scaling=self.placement.dtype == torch.float16
+                spike=config.train.guard.spike,
+                max_skips=config.train.guard.max_skips,
+                device=device,
+                loss_scaling=self.placement.dtype == torch.float16,
             ),
             layout=layout,
             pool=pool,
