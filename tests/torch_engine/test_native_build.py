@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bonsaigpt.sampling import Sampling, choose
+from bonsaigpt.sampling import Chooser, Sampling
 from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.native import building
@@ -86,10 +86,13 @@ def test_nothing_is_built_again_for_other_prompts_temperatures_seeds_and_rows() 
         assert isinstance(decoder, NativeDecoder)
         for seed, temperature, length in ((0, 0.0, 1), (1, 0.7, 5), (2, 1.3, 9)):
             decoder.truncate(0, 0)
-            logits = decoder.prefill(0, np.arange(length))[None]
+            logits = decoder.prefill(0, np.arange(length))
+            chooser = Chooser(
+                Sampling(seed=seed, temperature=temperature), prompt=np.arange(length), vocab_size=len(logits)
+            )
             for position in range(length, length + 4):
-                token = choose(logits, Sampling(seed=seed, temperature=temperature), position=position)
-                logits = decoder.step(np.array([0]), token)
+                token = chooser.choose(logits, position=position)
+                [logits] = decoder.step(np.array([0]), np.array([token]))
     assert building.build_count() == before
 
 
