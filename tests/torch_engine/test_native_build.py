@@ -68,9 +68,14 @@ def test_it_is_built_once_and_then_loaded(fresh: Path, built: Path, monkeypatch:
     monkeypatch.setenv("CXX", command)
     before = building.build_count()
     assert not building.is_built()
+    told: list[str] = []
+    make_decoder(model_of("gpt2"), rows=1, placement=CPU, tokens=10, say=told.append)
+    assert not told, "ten tokens do not pay for a build"
     first = building.load_library()
     assert building.is_built()
     assert building.load_library() is first
+    make_decoder(model_of("gpt2"), rows=1, placement=CPU, say=told.append)
+    assert not told, "it is built"
     monkeypatch.setattr(building, "_loaded", {})  # as another process
     building.load_library()
     assert building.build_count() == before + 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bonsaigpt.cli.common import Parser, add_placement, open_model, print_table, progress_bar, runs_folder
+from bonsaigpt.cli.common import Parser, add_placement, open_model, print_table, progress_bar, runs_folder, whisper
 from bonsaigpt.config import PRESETS, ModelConfig, validate
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, GenerateError
@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
         label, config, engine, model = _subject(arguments)
         prompt, new = _lengths(config.block_size, arguments)
         read_rate = engine.read_rate(seconds=min(1.0, arguments.seconds))
-        decoder = engine.decoder(model, rows=max(arguments.batch), weights=arguments.weights)
+        decoder = engine.decoder(model, rows=max(arguments.batch), weights=arguments.weights, say=whisper(errors))
         found = measure_decoding(
             decoder,
             vocab_size=config.vocabulary,

@@ -11,7 +11,7 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from bonsaigpt.cli.common import Parser, add_placement, open_model, runs_folder
+from bonsaigpt.cli.common import Parser, add_placement, open_model, runs_folder, whisper
 from bonsaigpt.cli.sampling_flags import add_context, add_rules, sampling_of
 from bonsaigpt.errors import BonsaiError
 from bonsaigpt.generate import Event, Request, Session
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> int:
         slide=arguments.slide,
     )
     engine, model = opened.on(arguments)
-    decoder = engine.decoder(model, rows=1, weights=arguments.weights)
+    decoder = engine.decoder(model, rows=1, weights=arguments.weights, say=whisper(Console(stderr=True)))
     check_lengths(1, arguments.tokens, decoder.block_size, "slide", arguments.slide)
     dialogue = Dialogue(Session(decoder, tokenizer, reuse=True), tokenizer, request, template)
     Console(stderr=True).print(f"[dim]{escape(opened.label)}; {_COMMANDS}; Ctrl-C stops an answer[/]", highlight=False)

@@ -43,6 +43,7 @@ __all__ = [
     "run_folder",
     "runs_folder",
     "settings",
+    "whisper",
 ]
 
 
@@ -300,3 +301,8 @@ def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
             progress.update(tasks[what], completed=done, total=total or None, note=note)
 
         yield advance
+
+
+def whisper(console: Console) -> Callable[[str], None]:
+    """What prints a line in passing: what is under way, and why."""
+    return lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)

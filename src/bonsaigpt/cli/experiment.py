@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from bonsaigpt import recipes
-from bonsaigpt.cli.common import progress_bar
+from bonsaigpt.cli.common import progress_bar, whisper
 from bonsaigpt.config import RunConfig, derive, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.prepare import open_source
@@ -18,7 +16,7 @@ from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.processes import Process
 
-__all__ = ["as_run", "make_engine", "open_data", "whisper", "with_overrides", "with_vocabulary"]
+__all__ = ["as_run", "make_engine", "open_data", "with_overrides", "with_vocabulary"]
 
 
 def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
@@ -59,11 +57,6 @@ def open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource
     """The batches to train on, prepared first if need be, with a progress bar."""
     with progress_bar(console) as advance:
         return open_source(config, corpora, say=whisper(console), advance=advance)
-
-
-def whisper(console: Console) -> Callable[[str], None]:
-    """What prints a line in passing: what is under way, and why."""
-    return lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
 def with_vocabulary(config: RunConfig, source: BatchSource) -> RunConfig:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder, whisper
 from bonsaigpt.cli.sampling_flags import (
     RULES,
     add_context,
@@ -62,7 +62,8 @@ def run(argv: list[str]) -> int:
     engine, model = opened.on(arguments)
     count = max(arguments.samples, arguments.best_of)
     rows = arguments.beams or min(count, _ROWS)
-    decoder = engine.decoder(model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count)
+    say = whisper(Console(stderr=True))
+    decoder = engine.decoder(model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count, say=say)
     draft = _draft(arguments, engine, opened, rows)
 
     began = time.perf_counter()

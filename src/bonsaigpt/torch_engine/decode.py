@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from bonsaigpt.torch_engine.device import Placement
@@ -19,11 +21,19 @@ _FEW = 200
 
 
 def make_decoder(
-    model: GPT, *, rows: int, placement: Placement, weights: Weights = "fp32", tokens: int | None = None
+    model: GPT,
+    *,
+    rows: int,
+    placement: Placement,
+    weights: Weights = "fp32",
+    tokens: int | None = None,
+    say: Callable[[str], None] = lambda words: None,
 ) -> NativeDecoder | EagerDecoder:
     """See ``bonsaigpt.engines.Engine.decoder``."""
     missing = _what_is_missing(model, placement, tokens)
     if missing is None:
+        if not is_built():
+            say("building the decoding step in C++: some seconds, once for this machine")
         try:
             return NativeDecoder(model, rows=rows, weights=weights, threads=torch.get_num_threads())
         except Missing as why:

@@ -300,15 +300,22 @@ class TorchEngine:
         )
 
     def decoder(
-        self, model: GPT, *, rows: int, weights: Weights = "fp32", tokens: int | None = None
+        self,
+        model: GPT,
+        *,
+        rows: int,
+        weights: Weights = "fp32",
+        tokens: int | None = None,
+        say: Callable[[str], None] = lambda words: None,
     ) -> NativeDecoder | EagerDecoder:
         """The fastest way here to go on with ``rows`` texts.
 
         Args:
             weights: ``int8`` rounds the matrices, one scale for each output channel; ``fp32`` leaves them as they are.
             tokens: how many are expected in all, if known: nothing is built that would not pay for itself.
+            say: is told what takes a while.
         """
-        return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens)
+        return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens, say=say)
 
     def rounded(self, model: GPT) -> GPT:
         """The model with what int8 keeps of its matrices: to evaluate what that costs."""

@@ -26,8 +26,8 @@ struct Model {
     const float *wte, *wpe, *cos, *sin, *ln_f, *ln_f_bias;
     const Layer* layer;
     Matrix head;
-    // Keys lie in panels of 16 slots, (layers, rows, kv_heads, slots / 16, head_width, 16), so that 16 scores are made
-    // at once; values as they come, (layers, rows, kv_heads, slots, head_width). Slots are padded to a multiple of 16.
+    // Keys lie in panels of 16 slots, (rows, layers, kv_heads, slots / 16, head_width, 16), so that 16 scores are made
+    // at once; values as they come, (rows, layers, kv_heads, slots, head_width). Slots are padded to a multiple of 16.
     float *keys, *values;
     int64_t* lengths;  // (rows,), kept here and by the caller
 };
@@ -224,7 +224,7 @@ class Decoder {
     }
 
     int64_t place(int64_t layer, int64_t token, int64_t group) const {
-        return ((layer * m_.rows + rows_[token]) * m_.kv_heads + group) * slots_ * m_.head_width;
+        return ((rows_[token] * m_.layers + layer) * m_.kv_heads + group) * slots_ * m_.head_width;
     }
 
     // Queries and keys take their position; keys and values go into the cache.
@@ -316,7 +316,8 @@ class Decoder {
 
     Model m_;
     Pool pool_;
-    Pace paces_[8];  // up to MOST tokens
+    // Up to MOST tokens. A prompt comes once and is much work: it shares before anything was tried.
+    Pace paces_[8] = {Pace(false), Pace(false), Pace(false), Pace(false), Pace(true), Pace(true), Pace(true), Pace(true)};
     std::vector<Layer> layers_;
     int64_t width_, qkv_width_, mixed_width_, hidden_width_, slots_;  // strides of the buffers below
     std::vector<float> x_, normed_, qkv_, mixed_, hidden_, scores_;

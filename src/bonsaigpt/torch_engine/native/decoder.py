@@ -41,7 +41,7 @@ class NativeDecoder:
         self._most = int(self._library.bonsai_most_tokens())
         self.rows, self.block_size, self.vocabulary = rows, config.block_size, config.vocabulary
         slots = -(-config.block_size // LANES) * LANES
-        shape = (config.n_layer, rows, config.n_kv_head)
+        shape = (rows, config.n_layer, config.n_kv_head)
         # Zeros, which the system gives when they are first touched: a row that nobody uses takes no memory.
         self._keys = np.zeros((*shape, slots // LANES, config.head_width, LANES), dtype=np.float32)
         self._values = np.zeros((*shape, slots, config.head_width), dtype=np.float32)
@@ -97,8 +97,8 @@ class NativeDecoder:
     def copy_row(self, source: int, target: int) -> None:
         used = int(self._lengths[source])
         panels = -(-used // LANES)
-        self._keys[:, target, :, :panels] = self._keys[:, source, :, :panels]
-        self._values[:, target, :, :used] = self._values[:, source, :, :used]
+        self._keys[target, :, :, :panels] = self._keys[source, :, :, :panels]
+        self._values[target, :, :, :used] = self._values[source, :, :, :used]
         self._lengths[target] = used
 
     def bits(self) -> int:
