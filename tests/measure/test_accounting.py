@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bonsaigpt.config import ModelConfig, validate
-from bonsaigpt.measure.accounting import flops_by_kind, flops_per_token, matrix_kinds, matrix_parameters
+from bonsaigpt.measure.accounting import flops_by_kind, flops_per_token, matrix_parameters, matrix_products
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import build
 from tests.torch_engine.variants import VARIANTS, variant
@@ -41,7 +41,7 @@ def test_parts_sum_to_the_whole(name: str) -> None:
     parts = flops_by_kind(config)
     assert sum(parts.values()) == flops_per_token(config)
     assert 6 * matrix_parameters(config) == sum(n for kind, n in parts.items() if not kind.startswith("attention "))
-    elements = [out * into * count for (_, out, into), count in matrix_kinds(config).items()]
+    elements = [product.macs * count for (_, product), count in matrix_products(config).items()]
     assert sum(elements) == matrix_parameters(config)
 
 
