@@ -94,7 +94,7 @@ def compressed(
     at_once = map_sums(original, tokens, names) if aware and not sequential else {}
     for name in names:
         W = teacher[name].astype(np.float64)
-        structure = shape(*W.shape, share)
+        structure = shape(W.shape[0], W.shape[1], share)
         C = None
         if sequential:
             sums = map_sums(build(config, values=values), tokens, [name], teacher=original)

@@ -57,9 +57,23 @@ def setting_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[
     for name, field in model.model_fields.items():
         members = [t for t in _members(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
         names[prefix + name] = None
+        if getattr(field.annotation, "__origin__", None) is dict:
+            continue  # its keys are the user's: what is below them is set with the whole map
         for member in members:
             names.update(dict.fromkeys(setting_names(member, f"{prefix}{name}.")))
     return list(names)
+
+
+def _maps() -> dict[str, list[str]]:
+    """The settings that are maps with keys of the user's, and the fields that an entry can have."""
+    found: dict[str, list[str]] = {}
+    for section, part in RunConfig.model_fields.items():
+        for member in _members(part.annotation):
+            for name, field in getattr(member, "model_fields", {}).items():
+                if getattr(field.annotation, "__origin__", None) is dict:
+                    entries = [t for t in _members(field.annotation) if hasattr(t, "model_fields")]
+                    found[f"{section}.{name}"] = sorted({n for t in entries for n in t.model_fields})
+    return found
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -72,7 +86,13 @@ def _explain(error: Any, origin: str) -> str:
     # The tag of a union ('model', 'mlp', 'swiglu', 'hidden') is no part of the name that a user wrote.
     known = setting_names()
     parts: list[str] = []
-    for part in map(str, error["loc"]):
+    location = [str(part) for part in error["loc"]]
+    if entry := ".".join(location[:2]) if ".".join(location[:2]) in _maps() and len(location) > 2 else "":
+        # An entry of a map is named by its key; below it come the tag of the union, if it is one, and the field.
+        fields = location[4:] if len(location) > 4 else []
+        parts, location = [".".join([f"{entry}['{location[2]}']", *fields])], []
+        known = [parts[0].removesuffix(fields[-1]) + name for name in _maps()[entry]] if fields else known
+    for part in location:
         if not parts or ".".join([*parts, part]) in known or error["type"] == "extra_forbidden":
             parts.append(part)
     name = ".".join(parts)
@@ -89,5 +109,5 @@ def _explain(error: Any, origin: str) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{name} in {origin} does not say which kind it is: add {name}.kind."
     if error["type"] == "missing":
-        return f"{name} is missing in {origin}: give it, e.g. --{name} VALUE."
+        return f"{name} is missing in {origin}: give it" + (f", e.g. --{name} VALUE." if not entry else ".")
     return f"{name} = {error['input']!r} in {origin} cannot be used: {error['msg'][0].lower()}{error['msg'][1:]}."

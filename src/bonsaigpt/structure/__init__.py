@@ -42,12 +42,8 @@ __all__ = [
 
 
 def make(setting: WeightStructure, out: int, into: int) -> Structure:
-    """The structure that a setting means for a weight of (out, into).
-
-    Raises:
-        ValueError: it cannot have it; the message says what it could have.
-    """
-    setting.check("a weight", out, into)
+    """The structure that a setting means for a weight of (out, into), for which ``setting.check`` has nothing against
+    it: a configuration is checked as a whole when it is made."""
     match setting:
         case KroneckerColumnsStructure():
             return KroneckerColumns(out, into, setting.a_shape, setting.terms, setting.scalers, setting.columns)
