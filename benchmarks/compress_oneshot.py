@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Arrays
-from bonsaigpt.compress import Moments, fit
+from bonsaigpt.compress import Moments, fit, like_units, permute_hidden
 from bonsaigpt.config import ModelConfig, RunConfig, derive
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import Engine, load_engine
@@ -29,6 +29,7 @@ from bonsaigpt.torch_engine.model import build
 from bonsaigpt.train.schedule import schedule_share
 
 Shape = Callable[[int, int, float], Structure]
+Method = tuple[Shape, bool, bool, int]
 
 
 def low_rank(out: int, into: int, share: float) -> Structure:
@@ -47,16 +48,23 @@ def kronecker(outer: int, inner: int) -> Shape:
     return shape
 
 
-# Name: structure, whether activations are known, whether in sequence.
-METHODS: dict[str, tuple[Shape, bool, bool]] = {
-    "SVD": (low_rank, False, False),
-    "Van Loan 32x8 (x) 16x16": (kronecker(32, 8), False, False),
-    "whitened SVD": (low_rank, True, False),
-    "Kronecker 32x8 (x) 16x16": (kronecker(32, 8), True, False),
-    "Kronecker 16x16 (x) 32x8": (kronecker(16, 16), True, False),
-    "whitened SVD, sequential": (low_rank, True, True),
-    "Kronecker 32x8 (x) 16x16, sequential": (kronecker(32, 8), True, True),
-    "Kronecker 16x16 (x) 32x8, sequential": (kronecker(16, 16), True, True),
+def mixed(out: int, into: int, share: float) -> Structure:
+    """What fits each of the two matrices of an MLP better by itself."""
+    return low_rank(out, into, share) if out >= into else kronecker(32, 8)(out, into, share)
+
+
+# Structure, whether activations are known, whether in sequence, groups of like hidden units (0: as they were).
+METHODS: dict[str, Method] = {
+    "SVD": (low_rank, False, False, 0),
+    "Van Loan 32x8 (x) 16x16": (kronecker(32, 8), False, False, 0),
+    "whitened SVD": (low_rank, True, False, 0),
+    "Kronecker 32x8 (x) 16x16": (kronecker(32, 8), True, False, 0),
+    "Kronecker 16x16 (x) 32x8": (kronecker(16, 16), True, False, 0),
+    "whitened SVD, sequential": (low_rank, True, True, 0),
+    "Kronecker 32x8 (x) 16x16, sequential": (kronecker(32, 8), True, True, 0),
+    "Kronecker 16x16 (x) 32x8, sequential": (kronecker(16, 16), True, True, 0),
+    "Kronecker 32x8 (x) 16x16, permuted, sequential": (kronecker(32, 8), True, True, 32),
+    "Kronecker for c_proj, whitened SVD for c_fc, sequential": (mixed, True, True, 0),
 }
 
 
@@ -85,11 +93,20 @@ def main() -> None:
 
 
 def compressed(
-    config: ModelConfig, teacher: Arrays, method: tuple[Shape, bool, bool], share: float, tokens: Sequence[np.ndarray]
+    config: ModelConfig,
+    teacher: Arrays,
+    method: tuple[Shape, bool, bool, int],
+    share: float,
+    tokens: Sequence[np.ndarray],
 ) -> Arrays:
     """The teacher's values with every MLP weight replaced by the matrix that its factors stand for."""
-    shape, aware, sequential = method
+    shape, aware, sequential, groups = method
     names = [name for name in config.weight_shapes if ".mlp." in name]
+    if groups:
+        firsts = [name for name in names if name.endswith("c_fc.weight")]
+        for name, sums in map_sums(build(config, values=teacher), tokens, firsts).items():
+            order = like_units(teacher[name], sums.means()[0], groups)
+            teacher = permute_hidden(teacher, name.removesuffix(".c_fc.weight"), order)
     original, values = build(config, values=teacher), dict(teacher)
     at_once = map_sums(original, tokens, names) if aware and not sequential else {}
     for name in names:

@@ -180,6 +180,7 @@ def test_work_of_a_structured_model_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")  # torch's own compiler uses it
 def test_a_compiled_model_is_the_same() -> None:
     model = build(config(), seed=3)
     compiled = torch.compile(Learner(model), fullgraph=True)

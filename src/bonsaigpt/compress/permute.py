@@ -1,7 +1,8 @@
-"""Another order of an MLP's hidden units: the same function, and perhaps a better fit of what depends on order.
+"""Another order of an MLP's hidden units: the same function, and a better fit of what depends on order.
 
-A hidden unit is a row of c_fc (and c_gate) with its bias, and a column of c_proj. Moved together, nothing changes; but a
-Kronecker product shares its factors among units by their place, so a place among like units is a cheaper one.
+A hidden unit is a row of c_fc (and c_gate) with its bias, and a column of c_proj. Moved together, nothing changes. But
+a Kronecker product shares its factors among units by their place: of A (m1, n1) and B (m2, n2) for c_fc, m2 neighbours
+share a row of A. So units that read alike belong side by side.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bonsaigpt.compress.exact import root
 from bonsaigpt.structure import Arrays
 
-__all__ = ["permute_hidden", "swaps"]
+__all__ = ["like_units", "permute_hidden"]
 
 
 def permute_hidden(values: Arrays, mlp: str, order: Sequence[int] | np.ndarray) -> Arrays:
-    """Dense values of a model with the hidden units of one MLP (``transformer.h.0.mlp``) in another order: unit ``i`` is
-    the one that was ``order[i]``. The model computes what it did, up to the rounding of sums."""
+    """Dense values with the hidden units of one MLP (``transformer.h.0.mlp``) in another order: unit ``i`` is the one
+    that was ``order[i]``. The model computes what it did, up to the rounding of sums."""
     moved = dict(values)
     for name in (f"{mlp}.{part}" for part in ("c_fc.weight", "c_fc.bias", "c_gate.weight", "c_gate.bias")):
         if name in values:
@@ -26,22 +28,35 @@ def permute_hidden(values: Arrays, mlp: str, order: Sequence[int] | np.ndarray) 
     return moved
 
 
-def swaps(cost: np.ndarray) -> np.ndarray:
-    """An order that lowers ``sum of cost[order[i], i]`` from the one at hand, by exchanging the pairs that gain most
-    until none gains; ``cost[i, j]`` is of unit i at place j. Deterministic, and never worse than where it began."""
-    order = np.arange(len(cost))
-    while True:
-        here = cost[order]
-        own = np.diag(here)
-        gain = own[:, None] + own[None, :] - here - here.T
-        partner = gain.argmax(axis=1)
-        best = gain[np.arange(len(cost)), partner]
-        taken = np.zeros(len(cost), dtype=bool)
-        for i in np.argsort(-best, kind="stable"):
-            j = partner[i]
-            if best[i] <= 1e-12 * max(1e-300, np.abs(own).sum()) or taken[i] or taken[j]:
-                continue
-            order[[i, j]] = order[[j, i]]
-            taken[[i, j]] = True
-        if not taken.any():
-            return order
+def like_units(W: np.ndarray, C: np.ndarray, groups: int, *, rounds: int = 20) -> np.ndarray:
+    """An order in which the rows of c_fc's ``W`` stand in ``groups`` of equal size, each of rows whose outputs on
+    inputs of second moments ``C`` go together: k-means of their directions, with room for so many in each group.
+
+    Raises:
+        ValueError: the rows cannot be shared out evenly.
+    """
+    count = len(W)
+    if count % groups:
+        raise ValueError(f"{count} hidden units do not make {groups} groups of one size")
+    rows = W.astype(np.float64) @ root(C)[0]
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    centres, found = rows[:: count // groups], np.zeros(count, dtype=int)
+    for _ in range(rounds):
+        before = found
+        found = _shared_out(rows @ centres.T, count // groups)
+        if np.array_equal(before, found):
+            break
+        centres = np.stack([rows[found == g].mean(axis=0) for g in range(groups)])
+    return np.argsort(found, kind="stable")
+
+
+def _shared_out(likeness: np.ndarray, size: int) -> np.ndarray:
+    """A group for every row, the nearest pairs first, as long as there is room."""
+    count, groups = likeness.shape
+    found, room = np.full(count, -1), np.full(groups, size)
+    for pair in np.argsort(-likeness, axis=None, kind="stable").tolist():
+        row, group = divmod(pair, groups)
+        if found[row] < 0 and room[group]:
+            found[row] = group
+            room[group] -= 1
+    return found
