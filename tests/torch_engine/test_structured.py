@@ -12,6 +12,7 @@ from bonsaigpt.config import KroneckerStructure, ModelConfig, validate
 from bonsaigpt.measure.accounting import flops_per_token
 from bonsaigpt.spec import parameter_count, parameters
 from bonsaigpt.structure import MATERIALISED, Structure, make, merge
+from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.loss import Learner, fused_head_loss
 from bonsaigpt.torch_engine.model import GPT, build, weights
 from bonsaigpt.torch_engine.structured import FactoredWeight, dense, new_weight
@@ -133,6 +134,19 @@ def test_a_merged_checkpoint_is_the_same_function(tied: bool) -> None:
     torch.testing.assert_close(merged(TOKENS), factored(TOKENS), rtol=1e-5, atol=1e-6)
     values["transformer.h.1.mlp.c_fc.weight"] *= 1.5
     assert not torch.allclose(build(plain, values=values).eval()(TOKENS), factored(TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_for_decoding_what_costs_more_than_dense_is_merged_and_nothing_else() -> None:
+    structure = {
+        "*.c_fc.weight": {"kind": "kronecker", "a_shape": [16, 4], "terms": 20},  # 20 (1/16 + 1/8) of the dense work
+        "*.mlp.c_proj.weight": {"kind": "kronecker", "a_shape": [32, 32]},
+    }
+    small = config(structure=structure)
+    factored = build(small, seed=3).eval()
+    model = TorchEngine(device="cpu", workers=1).model(small, weights(factored))
+    assert isinstance(model.transformer.h[0].mlp.c_fc.weight, torch.nn.Parameter)
+    assert isinstance(model.transformer.h[0].mlp.c_proj.weight, FactoredWeight)
+    torch.testing.assert_close(model(TOKENS), factored(TOKENS), rtol=1e-5, atol=1e-6)
 
 
 def test_a_factored_head_takes_the_fused_loss() -> None:

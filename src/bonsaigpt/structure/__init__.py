@@ -5,6 +5,8 @@ NumPy only. How an engine applies a structure is the engine's; how good factors 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from bonsaigpt.config import (
@@ -67,15 +69,28 @@ def structures(config: ModelConfig) -> dict[str, Structure]:
     return {name: make(config.structure_of(name), *shape) for name, shape in config.weight_shapes.items()}
 
 
-def merge(config: ModelConfig, values: Arrays) -> tuple[ModelConfig, Arrays]:
-    """The same function as a model of dense weights: its configuration, and every value under its dense name.
+def merge(
+    config: ModelConfig, values: Arrays, *, which: Callable[[Structure], bool] = lambda structure: True
+) -> tuple[ModelConfig, Arrays]:
+    """The same function with dense weights: the configuration, and every value under its dense name.
 
     Factors are multiplied in float64. MLPs that were made narrow stay so.
+
+    Args:
+        which: structures that are to be merged; the others stay factored. All by default.
     """
     rest, merged = dict(values), {}
+    settings = dict(config.structure)
     for name, structure in structures(config).items():
         own = {factor.name: rest.pop(factor.key(name)) for factor in structure.factors}
-        wide = structure.expand({factor: value.astype(np.float64) for factor, value in own.items()})
-        merged[name] = wide.astype(np.float32) if structure.factored else next(iter(own.values()))
-    narrow = {glob: s for glob, s in config.structure.items() if isinstance(s, NarrowStructure)}
-    return config.model_copy(update={"structure": narrow}), merged | rest
+        if structure.factored and which(structure):
+            wide = structure.expand({factor: value.astype(np.float64) for factor, value in own.items()})
+            merged[name] = wide.astype(np.float32)
+            settings[name] = DenseStructure()
+        else:
+            merged |= {factor.key(name): own[factor.name] for factor in structure.factors}
+    plain = config.model_copy(update={"structure": settings})
+    if not any(structure.factored for structure in structures(plain).values()):
+        narrow = {glob: s for glob, s in config.structure.items() if isinstance(s, NarrowStructure)}
+        plain = config.model_copy(update={"structure": narrow})
+    return plain, merged | rest
