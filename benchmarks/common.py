@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bonsaigpt.errors import BonsaiError
+from bonsaigpt.units import named
 
 __all__ = ["Ledger", "Summary", "finish", "guarded", "interleave", "machine", "parser", "positive", "progress", "show"]
 
@@ -59,21 +60,29 @@ class Summary:
 
 
 class Ledger:
-    """Finished runs in a file, one JSON object a line: a second call goes on where the first was stopped."""
+    """Finished runs in a file, one JSON object a line: a second call goes on where the first was stopped. A run is
+    known by all of its settings, and not by its name, which stays the same when somebody changes what it stands for."""
 
-    def __init__(self, path: Path, settings: Any) -> None:
-        self.path, self.settings = path, json.loads(json.dumps(settings))
-        self.found: dict[str, Any] = {}
-        """What came of each run under these settings, by its name."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, Any] = {}
         if path.exists():
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            self.found = {line["run"]: line["found"] for line in lines if line["settings"] == self.settings}
+            self._found = {_key(line["settings"]): line["found"] for line in lines}
 
-    def add(self, run: str, found: Any) -> None:
-        """One more."""
-        self.found[run] = found
+    def find(self, settings: Any) -> Any:
+        """What came of the run with these settings; None if there was none yet."""
+        return self._found.get(_key(settings))
+
+    def add(self, run: str, settings: Any, found: Any) -> None:
+        """One more; its name is for readers of the file."""
+        self._found[_key(settings)] = found
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": run, "found": found, "settings": self.settings}) + "\n")
+            file.write(json.dumps({"run": run, "found": found, "settings": settings}) + "\n")
+
+
+def _key(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def machine(threads: int = 0) -> str:
@@ -84,8 +93,9 @@ def machine(threads: int = 0) -> str:
         lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     return (
-        f"{model}, {_cores()} cores, {torch.backends.cpu.get_cpu_capability()}, {platform.system()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, {threads or torch.get_num_threads()} threads"
+        f"{model}, {named(_cores(), 'core')}, {torch.backends.cpu.get_cpu_capability()}, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{named(threads or torch.get_num_threads(), 'thread')}"
     )
 
 

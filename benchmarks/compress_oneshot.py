@@ -72,14 +72,13 @@ def main() -> None:
     """Train or load the teachers, compress each in every way, and print."""
     arguments = _arguments()
     chosen = {name: m for name, m in METHODS.items() if not arguments.only or any(o in name for o in arguments.only)}
-    settings = {"steps": arguments.steps, "batches": arguments.batches}
-    ledger = Ledger(arguments.done, settings)
+    ledger = Ledger(arguments.done)
     jobs = [(s, share, n) for s in range(arguments.seeds) for share in arguments.share for n in ["dense", *chosen]]
     engine = load_engine("torch", device="cpu", threads=arguments.threads)
     with progress("compressions", len(jobs)) as advance:
         for done, (seed, share, name) in enumerate(jobs):
-            run = f"{name}, {share}, seed {seed}"
-            if run not in ledger.found:
+            run = _settings(arguments, name, share, seed)
+            if ledger.find(run) is None:
                 config, teacher, source = _teacher(arguments, engine, 1337 + seed)
                 began = time.perf_counter()
                 values = teacher
@@ -87,9 +86,20 @@ def main() -> None:
                     values = compressed(config.model, teacher, chosen[name], share, _calibration(source, arguments))
                 seconds = time.perf_counter() - began
                 loss = evaluate(engine, engine.model(config.model, values), source).loss
-                ledger.add(run, {"loss": loss, "seconds": seconds})
-            advance(done + 1, f"{run}: {ledger.found[run]['loss']:.4f}")
+                ledger.add(f"{name}, {share}, seed {seed}", run, {"loss": loss, "seconds": seconds})
+            advance(done + 1, f"{name}, {share}, seed {seed}: {ledger.find(run)['loss']:.4f}")
     _print(ledger, arguments, list(chosen))
+
+
+def _settings(arguments: Any, method: str, share: float, seed: int) -> dict[str, Any]:
+    """All that a loss depends on, but the code."""
+    return {
+        "method": method,
+        "share": share,
+        "seed": seed,
+        "steps": arguments.steps,
+        "batches": arguments.batches,
+    }
 
 
 def compressed(
@@ -158,7 +168,8 @@ def _print(ledger: Ledger, arguments: Any, names: list[str]) -> None:
     rows, figures = [], {}
     for share in arguments.share:
         found = {
-            n: [ledger.found[f"{n}, {share}, seed {s}"] for s in range(arguments.seeds)] for n in ["dense", *names]
+            n: [ledger.find(_settings(arguments, n, share, s)) for s in range(arguments.seeds)]
+            for n in ["dense", *names]
         }
         dense = np.array([one["loss"] for one in found["dense"]])
         for name, runs in found.items():

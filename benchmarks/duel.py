@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sides import NanoGPT, Ours, Setup, Side
+from sides import Decisions, NanoGPT, Ours, Setup, Side
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import RunConfig, TextData, derive
-from bonsaigpt.data.batches import TokenBatches
 from bonsaigpt.data.corpora import documents
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import BonsaiError, DataError
 
 __all__ = ["SIDES", "Remote", "add_flags", "duel", "text_overrides", "write_bins"]
@@ -105,6 +105,9 @@ class Remote:
     def weights(self) -> Arrays:
         return self._ask("weights")
 
+    def decisions(self) -> Decisions:
+        return self._ask("decisions")
+
     def memory(self) -> float:
         """Peak memory so far in 2^20 bytes: of the device on a GPU, else of the process."""
         return self._ask("memory")
@@ -150,6 +153,6 @@ def write_bins(config: RunConfig, folder: Path, source: TokenBatches) -> None:
     ids = np.unique(codes, return_inverse=True)[1].astype(np.uint16)  # ids in the order of the code points
     cut = int(len(ids) * 0.9)
     for name, theirs, ours in (("train", ids[:cut], source.train), ("val", ids[cut:], source.val)):
-        if not np.array_equal(theirs, ours):
+        if not np.array_equal(theirs, ours.read(0, len(ours))):
             raise DataError(f"the {name} tokens differ: give one text file that has line breaks, --text FILE")
         theirs.tofile(folder / f"{name}.bin")

@@ -21,12 +21,23 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import DataError
+from bonsaigpt.recipes import flatten
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.torch_engine.model import load_weights, weights
 from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import schedule_share
 
-__all__ = ["NanoGPT", "Ours", "Setup", "Side", "check_nanogpt"]
+__all__ = ["DECIDED", "Decisions", "NanoGPT", "Ours", "Setup", "Side", "check_nanogpt", "load_model_file"]
+
+DECIDED = (
+    "train.compile",
+    "train.attention_kernel",
+    "train.precision",
+    "optim.matrices.precision",
+    "train.workers",
+    "train.micro_batch",
+)
+"""Settings that ``engine.resolve`` decides where they are left to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,16 @@ class Setup:
     """CPU threads of each process; 0 means as many as torch chooses."""
     compile: bool = False
     """Whether nanoGPT is compiled; ours follows ``train.compile``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """What a training computes with, as far as the machine decides it."""
+
+    settings: dict[str, Any]
+    """By their dotted names."""
+    why: dict[str, str]
+    """The engine's reasons."""
 
 
 class Side(Protocol):
@@ -66,6 +87,10 @@ class Side(Protocol):
         """The weights of this moment."""
         ...
 
+    def decisions(self) -> Decisions:
+        """How the training computes, and why."""
+        ...
+
     def memory(self) -> float:
         """Peak memory so far, 2^20 bytes."""
         ...
@@ -81,6 +106,7 @@ class Ours:
         self.source = open_source(self.asked, setup.folder)
         self.log_interval, self.step = train.log_interval, 0
         self._state: Any = None
+        self._why: dict[str, str] = {}
 
     @property
     def state(self) -> Any:
@@ -91,7 +117,7 @@ class Ours:
 
     def start(self) -> float:
         began = time.perf_counter()
-        self.config, _ = self.engine.resolve(self.asked, self.source.batch_at(self.asked.train.steps - 1))
+        self.config, self._why = self.engine.resolve(self.asked, self.source.batch_at(self.asked.train.steps - 1))
         self._state = self.engine.init(self.config)
         return time.perf_counter() - began
 
@@ -122,6 +148,10 @@ class Ours:
     def weights(self) -> Arrays:
         return self.engine.arrays(self.state)[0]
 
+    def decisions(self) -> Decisions:
+        settings = flatten(self.config.model_dump(mode="json"))
+        return Decisions(settings={name: settings[name] for name in DECIDED if name in settings}, why=self._why)
+
     def memory(self) -> float:
         return peak_memory(self.config.train.device)
 
@@ -139,7 +169,7 @@ class NanoGPT:
         self.peak, self.grad_clip = optim.lr, optim.grad_clip
         self.floor, self.warmup, self.decay_steps = optim.lr * optim.schedule.final, optim.schedule.warmup, train.steps
         torch.manual_seed(setup.config.seed)
-        file = _load_model_file(setup.nanogpt)
+        file = load_model_file(setup.nanogpt)
         with redirect_stdout(sys.stderr):  # it prints what it makes; stdout is for the figures
             self.model = file.GPT(
                 file.GPTConfig(
@@ -156,6 +186,7 @@ class NanoGPT:
                 optim.weight_decay, optim.lr, (optim.beta1, optim.beta2), train.device
             )
         self.model.train()
+        self.precision, self.is_compiled = train.precision, setup.compile
         self.device, self.run = train.device, torch.compile(self.model) if setup.compile else self.model
         bf16 = train.precision == "bf16"
         self.autocast = torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
@@ -222,6 +253,10 @@ class NanoGPT:
     def weights(self) -> Arrays:
         return weights(self.model)  # names and shapes are nanoGPT's in both
 
+    def decisions(self) -> Decisions:
+        settings = {"train.precision": self.precision, "train.compile": "on" if self.is_compiled else "off"}
+        return Decisions(settings=settings, why={})
+
     def memory(self) -> float:
         return peak_memory(self.device)
 
@@ -252,7 +287,8 @@ def check_nanogpt(path: Path) -> Path:
     return path
 
 
-def _load_model_file(nanogpt: Path) -> ModuleType:
+def load_model_file(nanogpt: Path) -> ModuleType:
+    """Its model.py, as it is."""
     specification = importlib.util.spec_from_file_location("nanogpt_model", nanogpt / "model.py")
     assert specification is not None
     assert specification.loader is not None

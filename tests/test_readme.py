@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
+import glob
+import gzip
+import io
+import json
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from bonsaigpt.cli import VERBS, main
 from bonsaigpt.study.pool import Work
+from tests.data.dumps import Page, dump
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +30,12 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
+def possible(found: list[list[str]]) -> list[list[str]]:
+    """Without the commands that need an extra which is not installed."""
+    extra = find_spec("llguidance") is not None
+    return [c for c in found if extra or not {"--pattern", "--json-schema"} & set(c)]
+
+
 def quick(command: list[str]) -> list[str]:
     """The same command for the impatient: a few steps of a tiny model, every flag of the page still parsed."""
     if command[0] in ("train", "sweep", "study") and "--resume" not in command:
@@ -31,6 +44,8 @@ def quick(command: list[str]) -> list[str]:
         return [*command, *few, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
     if command[0] == "profile":
         return [*command, "--steps", "1", "--warmup", "1"]
+    if command[0] == "bench":
+        return [*command, "--seconds", "0.01", "--tokens", "2"]
     if command[0] == "sample":
         return [*command, "--tokens", "5"]
     return command
@@ -48,6 +63,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (library / f"m{i}.py").write_text(f"def function_{i}(x):\n    return x + {i}\n" * 40)
     monkeypatch.setattr("sysconfig.get_paths", lambda *_: {"stdlib": str(library)})
     monkeypatch.setattr("bonsaigpt.cli.sweeping.ProcessPool", InThisProcess)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))  # of `bonsai chat`: nobody says anything
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -69,7 +85,7 @@ class InThisProcess:
 def test_the_readmes_commands_run_in_order(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(found) >= 12
-    for command in found:
+    for command in possible(found):
         if any("shakespeare" in word for word in command):
             continue  # its text is not on every disk: the next test
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
@@ -103,6 +119,15 @@ def test_the_commands_of_sweeps_and_studies_run(
         assert (workshop / "runs" / written).is_file()
 
 
+def test_the_commands_of_data_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
+    assert {c[0] for c in found} == {"prepare", "train", "data"}
+    for command in found:
+        words = [w for word in command for w in (sorted(glob.glob(word)) if "*" in word else [word])]  # as a shell does
+        assert main(quick(words)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert list((workshop / "corpora").glob("*/stats.png"))
+
+
 def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / "dryrun.md").read_text(encoding="utf-8"))
     assert len(found) == 2
@@ -110,6 +135,71 @@ def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureF
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
         assert "nothing was trained" in capsys.readouterr().out
     assert not (workshop / "runs").exists()
+
+
+def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = shlex.split("train my-text --data.path my-texts --name mine")
+    found = commands((ROOT / "docs" / "decoding.md").read_text(encoding="utf-8"))
+    assert [c[0] for c in found] == ["bench", "bench", "eval"]
+    for command in [train, *found]:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert "int8 weights: " in capsys.readouterr().out
+
+
+def test_the_commands_of_tokenizers_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8"))
+    assert len(found) == 4
+    for command in found:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert (workshop / "runs" / "pieces" / "report.html").is_file()
+
+
+def test_the_commands_of_the_sources_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "corpora.md").read_text(encoding="utf-8")
+    [recipe] = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (workshop / "wiki.toml").write_text(recipe.replace("4096", "300"), encoding="utf-8")  # as the workshop is small
+    words = [
+        f"== Tree {i} ==\nA [[bonsai]] is a tree. {{{{cite}}}} " + "It is pruned, not hurried. " * i for i in range(40)
+    ]
+    pages = [Page(f"Tree {i}", text) for i, text in enumerate(words)]
+    (workshop / "simplewiki-latest-pages-articles.xml.bz2").write_bytes(bz2.compress(dump(pages)))
+    (workshop / "reviews").mkdir()
+    lines = "".join(json.dumps({"review": text}) + "\n" for text in words)
+    (workshop / "reviews" / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (workshop / "wikitext-2").mkdir()
+    articles = "".join(f" \n = Tree {i} = \n \n {text} \n" for i, text in enumerate(words))
+    (workshop / "wikitext-2" / "wiki.train.tokens").write_text(articles)
+    found = commands(page)
+    assert {c[1] for c in found if c[0] == "prepare"} >= {"files", "wiki.toml", "wikitext", "tinystories", "hub"}
+    for command in found:
+        if "--download" in command:  # needs the network: its flags are right nevertheless
+            capsys.readouterr()
+            assert main([word for word in command if word != "--download"]) == 2
+            assert "--download" in capsys.readouterr().err
+        else:
+            assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", ["reading.md", "toys.md"])
+def test_the_commands_of_reading_and_toys_run(page: str, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert len(found) >= 2
+    for command in found:
+        sizes = ["--model.block_size", "16"] if page == "reading.md" else ["--data.sequences", "100"]
+        small = sizes if command[1] in ("my-text", "stdlib", "markov") else ["--data.val_examples", "100"]
+        assert main([*quick(command), *small]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+
+
+def test_the_commands_of_sampling_and_generation_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [("mine", 2, "chars"), ("small", 1, "chars"), ("mine-bytes", 1, "bytes")]
+    for name, layers, kind in sizes:
+        train = f"train my-text --data.path my-texts --name {name} --data.tokenizer.kind {kind}"
+        assert main([*quick(shlex.split(train)), "--model.n_layer", str(layers)]) == 0
+    (workshop / "schema.json").write_text('{"type": "integer", "minimum": 0, "maximum": 99}', encoding="utf-8")
+    found = [c for page in ("sampling", "generation") for c in commands((ROOT / f"docs/{page}.md").read_text("utf-8"))]
+    assert len(found) >= 12
+    for command in possible(found):
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
 
 
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from alone import run_missing, train_alone
-from common import Ledger, finish, guarded, machine, parser, positive, show
+from alone import train_all
+from common import finish, guarded, machine, parser, positive, show
 from duel import text_overrides
 
 from bonsaigpt import recipes
-from bonsaigpt.data.prepare import open_source
+from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.study.statistics import estimate, paired_difference
 
@@ -97,12 +97,10 @@ def main() -> None:
         raise ConfigError(f"there is no variant {sorted(unknown)}: use some of {sorted(chosen)}")
     lengths = {f"base, {share:.0%} of the steps": share for share in LENGTHS}
     chosen |= {name: {"train": {"steps": round(share * steps)}} for name, share in lengths.items()}
-    ledger = Ledger(arguments.done, base.model_dump(mode="json", exclude={"data", "about"}))
     jobs = {f"{name}, seed {seed}": (name, seed) for seed in _seeds(arguments) for name in chosen}
-    open_source(base, arguments.corpora)  # the tokens are on the disk before the pool starts
-    calls = {run: (chosen[name], seed, arguments.text, arguments.corpora) for run, (name, seed) in jobs.items()}
-    run_missing(ledger, calls, _final_loss, processes=arguments.jobs, text="{:.4f}".format)
-    losses = {job: ledger.found[run] for run, job in jobs.items()}
+    runs = {run: _config(chosen[name], seed, arguments.text) for run, (name, seed) in jobs.items()}
+    found = train_all(runs, arguments.done, corpora=arguments.corpora, processes=arguments.jobs)
+    losses = {job: found[run].loss for run, job in jobs.items()}
     _print(chosen, lengths, losses, steps, arguments)
 
 
@@ -110,10 +108,8 @@ def _seeds(arguments: Any) -> list[int]:
     return [1337 + seed for seed in range(arguments.seeds)]
 
 
-def _final_loss(changes: dict[str, Any], seed: int, text: Path | None, corpora: Path) -> float:
-    """Of one run, over the whole validation split; on one thread, so that its bits do not depend on the load."""
-    config = recipes.load(RECIPE, recipes.merge(recipes.merge(text_overrides(text), changes), {"seed": seed}))
-    return train_alone(config, corpora)[2]
+def _config(changes: dict[str, Any], seed: int, text: Path | None) -> RunConfig:
+    return recipes.load(RECIPE, recipes.merge(recipes.merge(text_overrides(text), changes), {"seed": seed}))
 
 
 def _print(

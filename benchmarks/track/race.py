@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Summary, finish, guarded, machine, parser, positive, progress, show
 from duel import Remote, add_flags, text_overrides, write_bins
-from sides import Setup, check_nanogpt
+from sides import Decisions, Setup, check_nanogpt
 
 from bonsaigpt import recipes
 from bonsaigpt.config import RunConfig, derive
-from bonsaigpt.data.batches import TokenBatches
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.engines import load_engine
 from bonsaigpt.measure import evaluate
 from bonsaigpt.spec import parameter_count
@@ -41,12 +44,27 @@ ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
 """What we enter: a recipe and settings on top; `equal time` gets the steps that fit nanoGPT's seconds."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of one entry."""
+
+    seed: int
+    loss: float
+    seconds: float
+    steps: int
+    decided: Decisions
+
+
+Runs = Mapping[str, Sequence[Run]]
+"""Of each entry, by seed."""
+
+
 def main() -> None:
     """Run all entries with all seeds and print."""
     arguments = _arguments()
     nanogpt = check_nanogpt(arguments.nanogpt)
     chosen = [name for name in (NANOGPT, *ENTRIES) if name == NANOGPT or name in arguments.only]
-    results: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chosen}
+    results: dict[str, list[Run]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as folder, progress("runs", arguments.seeds * len(chosen)) as advance:
         for number in range(arguments.seeds):
             seed = 1337 + number
@@ -56,11 +74,12 @@ def main() -> None:
                 config = _config(name, seed, arguments, results)
                 result = _train(name, config, Path(folder), nanogpt, arguments.threads)
                 results[name].append(result)
-                advance(sum(map(len, results.values())), f"seed {seed}, {name}: {result[0]:.4f} in {result[1]:.1f} s")
+                words = f"seed {seed}, {name}: {result.loss:.4f} in {result.seconds:.1f} s; {_settings(result.decided)}"
+                advance(sum(map(len, results.values())), words)
     _print(results, arguments)
 
 
-def _config(name: str, seed: int, arguments: Any, results: dict[str, list[tuple[float, float, int]]]) -> RunConfig:
+def _config(name: str, seed: int, arguments: Any, results: Runs) -> RunConfig:
     # nanoGPT computes in fp32, as it does on a CPU by its own defaults; ours in what it decides to.
     peer: tuple[str, dict[str, Any]] = ("shakespeare-char", {"train": {"precision": "fp32"}})
     recipe, settings = peer if name == NANOGPT else ENTRIES[name]
@@ -69,16 +88,15 @@ def _config(name: str, seed: int, arguments: Any, results: dict[str, list[tuple[
     if name == "equal time":
         steps = arguments.equal_time_steps
         if not steps:
-            seconds = results[NANOGPT][-1][1]
+            seconds = results[NANOGPT][-1].seconds
             loss_free = results["equal steps"][-1] if results.get("equal steps") else None
-            rate = loss_free[1] / loss_free[2] if loss_free else seconds / 2000 * 1.3
+            rate = loss_free.seconds / loss_free.steps if loss_free else seconds / 2000 * 1.3
             steps = int(seconds / rate)
         overrides = recipes.merge(overrides, {"train": {"steps": steps}})
     return recipes.load(recipe, overrides)
 
 
-def _train(name: str, config: RunConfig, folder: Path, nanogpt: Path, threads: int) -> tuple[float, float, int]:
-    """Final loss, training seconds, steps."""
+def _train(name: str, config: RunConfig, folder: Path, nanogpt: Path, threads: int) -> Run:
     source = open_source(config, folder)
     assert isinstance(source, TokenBatches)
     config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
@@ -93,22 +111,30 @@ def _train(name: str, config: RunConfig, folder: Path, nanogpt: Path, threads: i
         seconds = side.start() + side.advance(config.train.steps)
         engine = load_engine("torch", device="cpu", precision="fp32")
         loss = evaluate(engine, engine.model(config.model, side.weights()), source).loss
+        decided = side.decisions()
     finally:
         side.close()
-    return round(loss, 5), round(seconds, 3), config.train.steps
+    return Run(
+        seed=config.seed, loss=round(loss, 5), seconds=round(seconds, 3), steps=config.train.steps, decided=decided
+    )
 
 
-def _print(results: dict[str, list[tuple[float, float, int]]], arguments: Any) -> None:
+def _settings(decided: Decisions) -> str:
+    """``compile on, precision fp32, workers 2``; without the reasons, which are in the last line."""
+    return ", ".join(f"{name.removeprefix('train.')} {value}" for name, value in decided.settings.items())
+
+
+def _print(results: Runs, arguments: Any) -> None:
     where = machine(arguments.threads)
     print(f"{where}\nloss: nats a character over the whole validation split at block 64; {arguments.seeds} seeds\n")
-    theirs = [seconds for _, seconds, _ in results[NANOGPT]]
+    theirs = [run.seconds for run in results[NANOGPT]]
     rows, figures = [], {}
     for name, runs in results.items():
-        loss, seconds = Summary.of([r[0] for r in runs]), Summary.of([r[1] for r in runs])
-        ratio = Summary.of([other / r[1] for other, r in zip(theirs, runs, strict=True)])
-        reached = sum(r[0] <= TARGET for r in runs)
+        loss, seconds = Summary.of([r.loss for r in runs]), Summary.of([r.seconds for r in runs])
+        ratio = Summary.of([other / r.seconds for other, r in zip(theirs, runs, strict=True)])
+        reached = sum(r.loss <= TARGET for r in runs)
         figures[name] = {
-            "runs": runs,
+            "runs": [asdict(run) for run in runs],
             "loss": loss.as_dict(),
             "seconds": seconds.as_dict(),
             "nanogpt_seconds_over_ours": ratio.as_dict(),
@@ -117,7 +143,7 @@ def _print(results: dict[str, list[tuple[float, float, int]]], arguments: Any) -
         rows.append(
             (
                 name,
-                f"{median(r[2] for r in runs):,.0f}",
+                f"{median(r.steps for r in runs):,.0f}",
                 f"{loss.median:.4f} ({loss.low:.4f} to {loss.high:.4f})",
                 f"{seconds.median:.1f}",
                 f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
@@ -126,6 +152,10 @@ def _print(results: dict[str, list[tuple[float, float, int]]], arguments: Any) -
         )
     columns = ("entry", "steps", "loss: median (range)", "seconds", "nanoGPT's seconds / ours", f"at most {TARGET}")
     show("Medians, with the range over seeds", columns, rows)
+    print("decided, in so many runs:")
+    for name, runs in results.items():
+        for words, times in Counter(_settings(run.decided) for run in runs).items():
+            print(f"  {name}, {times}: {words}")
     finish({"benchmark": "track", "machine": where, "target": TARGET, "entries": figures})
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alone import run_missing, train_alone
-from common import Ledger, finish, guarded, parser, positive, show
+from alone import train_all
+from common import finish, guarded, parser, positive, show
 from duel import text_overrides
 
 from bonsaigpt import recipes
@@ -25,7 +25,7 @@ from bonsaigpt.config import RunConfig
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.files import write_text
 from bonsaigpt.measure import scaling as scaling_module
-from bonsaigpt.measure.scaling import Scaling, compared_settings, leave_one_out
+from bonsaigpt.measure.scaling import Scaling, leave_one_out
 
 RECIPE = "shakespeare-char-best"
 TEXT = "Tiny Shakespeare in characters, its last tenth held out"
@@ -43,19 +43,16 @@ def main() -> None:
     """Train what is missing, fit, print."""
     arguments = _arguments()
     config = _config((4, 128), 1, arguments.seed, arguments)
-    source = open_source(config, arguments.corpora)  # the tokens are on the disk before the pool starts
-    settings = compared_settings(config)
-    ledger = Ledger(arguments.done, settings | {"data": source.fingerprint})
     sizes = [(size, steps) for size, lengths in GRID.items() for steps in lengths]
     # A seed of its own for each: what chance does is in the spread then, and not the same in all.
     runs_of = {_name(*job): job for job in ((*size, arguments.seed + i) for i, size in enumerate(sizes))}
-    names = list(runs_of)
     # The shortest first: little is lost by a stop.
     shortest = sorted(runs_of.items(), key=lambda item: item[1][0][0] * item[1][0][1] ** 2 * item[1][1])
-    jobs = {name: (*job, arguments) for name, job in shortest}
-    run_missing(ledger, jobs, _run, processes=arguments.jobs, text=lambda found: f"{found[2]:.4f}")
-    corpus = source.fingerprint.partition("-")[0]
-    runs = [(int(n), int(d), float(loss)) for n, d, loss in (ledger.found[name] for name in names)]
+    configs = {name: _config(*job, arguments) for name, job in shortest}
+    found = train_all(configs, arguments.done, corpora=arguments.corpora, processes=arguments.jobs)
+    names = list(runs_of)
+    corpus = open_source(config, arguments.corpora).fingerprint.partition("-")[0]
+    runs: list[tuple[int, int, float]] = [found[name] for name in names]
     scaling = Scaling.of(runs, config, corpus=corpus, text=TEXT)
     _print(scaling, names)
     if arguments.write:
@@ -76,12 +73,6 @@ def _config(size: tuple[int, int], steps: int, seed: int, arguments: Any) -> Run
         "train": {"steps": steps},
     }
     return recipes.load(RECIPE, recipes.merge(text_overrides(arguments.text), own))
-
-
-def _run(size: tuple[int, int], steps: int, seed: int, arguments: Any) -> tuple[int, int, float]:
-    """Parameters, training tokens and the final loss over the whole validation split of one run, on one thread."""
-    n, d, loss = train_alone(_config(size, steps, seed, arguments), arguments.corpora)
-    return n, d, round(loss, 5)
 
 
 def _print(scaling: Scaling, names: list[str]) -> None:

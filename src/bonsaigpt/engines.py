@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, did_you_mean
 from bonsaigpt.trace import Room, StepMemory, Trace
 
-__all__ = ["Engine", "Metrics", "World", "load_engine"]
+__all__ = ["Decoder", "Engine", "Metrics", "World", "load_engine"]
 
 T = TypeVar("T")
 
@@ -45,6 +45,56 @@ class World(Protocol):
     def sum(self, values: Sequence[float]) -> list[float]: ...
     def agree(self, number: int) -> int: ...
     def together(self) -> AbstractContextManager[None]: ...
+
+
+class Decoder(Protocol):
+    """A model ready to go on with texts: its weights as they are read fastest, and a cache of ``rows`` rows.
+
+    A row has ``block_size`` slots, which fill from the left: the slot of a token is its position. Logits of a row never
+    depend on what other rows are in the call; on a CPU not in a single bit. One thread at a time may call it, and the
+    model must not be trained meanwhile.
+    """
+
+    rows: int
+    block_size: int
+    weight_bytes: int
+    """What a step reads of the weights, at least."""
+    why: str
+    """In words, how it computes and why."""
+
+    def prefill(self, row: int, tokens: np.ndarray) -> np.ndarray:
+        """Append tokens (T,) to a row, in chunks inside; logits (V,) float32 after the last.
+
+        Raises:
+            GenerateError: no tokens, no such row, an id outside the vocabulary, or more than the slots that are left;
+                the row is as it was.
+        """
+        ...
+
+    def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """One more token (R,) for each of these different rows (R,), each at its own length; logits (R, V) float32,
+        valid until the next call. Errors as of ``prefill``."""
+        ...
+
+    def verify(self, row: int, tokens: np.ndarray) -> np.ndarray:
+        """Append tokens (T,); logits (T, V) after each (speculative decoding). Errors as of ``prefill``."""
+        ...
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget all but the first tokens of a row; 0 clears it."""
+        ...
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Make a row's past another row's."""
+        ...
+
+    def length(self, row: int) -> int:
+        """Tokens that a row holds."""
+        ...
+
+    def bits(self) -> int:
+        """Bits of the cache, all rows."""
+        ...
 
 
 class Engine(Protocol):
@@ -76,10 +126,15 @@ class Engine(Protocol):
     def model_of(self, state: Any) -> Any: ...
     def block_size(self, model: Any) -> int: ...
     def cache(self, model: Any, *, batch: int) -> Any: ...
+    def decoder(
+        self, model: Any, *, rows: int, weights: Literal["fp32", "int8"] = ..., tokens: int | None = None
+    ) -> Decoder: ...
+    def rounded(self, model: Any) -> Any: ...
     def next_logits(self, model: Any, tokens_BT: np.ndarray, cache: Any = None) -> np.ndarray: ...
     def peak_flops(self) -> float: ...
     def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float: ...
     def copy_rate(self, *, seconds: float) -> float: ...
+    def read_rate(self, *, seconds: float) -> float: ...
     def alone(self, state: Any) -> Any: ...
     def mark(self, name: str) -> AbstractContextManager[Any]: ...
     def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace: ...

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from bonsaigpt.errors import OutputError
 
-__all__ = ["folder_aside", "replace_folder", "restore_folders", "sync", "write_text", "writing"]
+__all__ = [
+    "file_aside",
+    "folder_aside",
+    "lock",
+    "replace_folder",
+    "restore_folders",
+    "sync",
+    "write_text",
+    "writing",
+]
 
 
 @contextmanager
@@ -44,11 +53,18 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
+    with file_aside(path) as aside:
+        aside.write_bytes(text.encode("utf-8"))  # as it is: Windows would write other line ends
+
+
+@contextmanager
+def file_aside(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` for a file to write, which takes its place when the block ends without an error."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         _clear_abandoned(path)
         try:
-            aside.write_bytes(text.encode("utf-8"))  # as it is: Windows would write other line ends
+            yield aside
             sync(aside)
             os.replace(aside, path)
         finally:
@@ -125,3 +141,28 @@ def restore_folders(parent: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a file or folder for this process alone; the system releases it, however the process ends.
+
+    Raises:
+        OutputError: another process holds it, and we are not to ``wait``.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is held
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{path} is being worked on by another process: wait for it, or stop it first") from None
+        except OSError:  # a network disk without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

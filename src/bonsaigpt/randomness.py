@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-__all__ = ["generator", "hash64", "key", "permute", "uniform"]
+__all__ = ["generator", "hash64", "key", "permute", "uniform", "uniform_at"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -41,6 +41,15 @@ def hash64(key: int, counters: np.ndarray) -> np.ndarray:
 def uniform(key: int, counters: np.ndarray) -> np.ndarray:
     """One float64 in [0, 1) for each counter, with 53 random bits."""
     return (hash64(key, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def uniform_at(key: int, counter: int) -> float:
+    """``uniform`` of a single counter, without NumPy: a microsecond instead of ten."""
+    mask = 0xFFFFFFFFFFFFFFFF
+    x = (counter * int(_GOLDEN) + key) & mask
+    x = ((x ^ (x >> 30)) * int(_MIX_1)) & mask
+    x = ((x ^ (x >> 27)) * int(_MIX_2)) & mask
+    return ((x ^ (x >> 31)) >> 11) * 2.0**-53
 
 
 def permute(key: int, indices: np.ndarray, size: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from bonsaigpt.cli import main
-from bonsaigpt.cli.dryrun import count, duration, quantity, size
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.trace import Room
 
@@ -153,41 +152,3 @@ def test_the_tracks_recipe_is_predicted(
     assert "extrapolated: 38.4 M tokens" in " ".join(capsys.readouterr().out.split())
     assert bonsai("train", "shakespeare-char", "--dry-run", *text) == 0
     assert "final loss unknown" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("train my-txt --dry-run", "Did you mean 'my-text'"),
-        ("train my-text --dry-rn", "Did you mean --dry-run?"),
-        ("train my-text --dry-run --data.path nowhere.txt", "nowhere.txt"),
-        ("train my-text --dry-run --data.path text.txt --model.n_embd 15", "divisible"),
-        ("train runs/nobody --dry-run", "there is no run"),
-        ("train my-text --dry-run --resume", "--resume needs the folder of a run"),
-        ("train my-text --dry-run --data.path text.txt --name a/b", "name"),
-        ("train my-text --dry-run --data.path text.txt --init runs/nobody", "no run"),
-    ],
-)
-def test_bad_input_is_refused_as_without_it(
-    workshop: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bonsai(*words.split()) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert len(error.strip().splitlines()) == 1
-    assert not Path("runs").exists()
-
-
-def test_numbers_have_units() -> None:
-    assert [count(n) for n in (812, 803_072, 1_536_000)] == ["812", "803 k", "1.54 M"]
-    assert quantity(7.93e12, "FLOP") == "7.93 TFLOP"
-    assert [size(n) for n in (12, 2048, 35.87 * 2**20, 24 * 2**30)] == ["12 bytes", "2 KiB", "35.87 MiB", "24 GiB"]
-    assert [duration(s) for s in (0.0408, 2.34, 59.2, 250, 3600, 25_500, 180_000)] == [
-        "40.8 ms",
-        "2.34 s",
-        "59.2 s",
-        "4 min 10 s",
-        "1 h 0 min",
-        "7 h 5 min",
-        "2 days 2 h",
-    ]

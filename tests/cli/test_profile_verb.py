@@ -82,29 +82,6 @@ def test_the_last_steps_are_taken_or_those_that_are_asked_for(workshop: Path, ti
     assert (figures["at"], figures["shape"][0]) == (0, 1)
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("profile my-text --steps 0", "use 1 or more"),
-        ("profile my-text --top many", "use 1 or more"),
-        ("profile my-text --at -1", "--at"),
-        ("profile my-txt", "Did you mean 'my-text'"),
-        ("profile runs/nobody", "there is no run"),
-        ("profile my-text --stps 3", "Did you mean --steps?"),
-        ("profile my-text --data.path text.txt --name a/b", "name of one folder"),
-        ("profile my-text --data.path nowhere.txt", "nowhere.txt"),
-    ],
-)
-def test_bad_input_is_refused_and_leaves_nothing(
-    workshop: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bonsai(*words.split()) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert len(error.strip().splitlines()) == 1
-    assert not Path("runs").exists()
-
-
 def test_weights_that_do_not_fit_are_refused(
     workshop: Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,11 +11,10 @@ from bonsaigpt.data.tokenizers import (
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,
-    _byte_alphabet,
-    closest_characters,
     from_json,
     smallest_dtype,
 )
+from bonsaigpt.data.tokenizers.chars import closest_characters
 from bonsaigpt.errors import CheckpointError, DataError, TokenizerError
 
 TEXT = "Grüße, 世界! naïve café — “quotes”\n\tdef f(x):\r\n  return 'x' * 3  # 🌱 \x00 end"
@@ -120,39 +116,6 @@ def test_smallest_dtype() -> None:
     assert [smallest_dtype(n).name for n in (2, 256, 257, 65536, 65537)] == [
         "uint8", "uint8", "uint16", "uint16", "uint32",
     ]  # fmt: skip
-
-
-def test_gpt2_ids_equal_tiktokens(shared_data: Path) -> None:
-    """tiktoken's own `gpt2` needs a download; the same encoding is built from the same files here."""
-    import tiktoken
-
-    folder = shared_data / "gpt2-bpe"
-    ours = BpeTokenizer.from_gpt2_files(folder)
-    alphabet = _byte_alphabet()
-    vocabulary = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-    ranks = {bytes(alphabet[c] for c in t): i for t, i in vocabulary.items() if t != "<|endoftext|>"}
-    theirs = tiktoken.Encoding(
-        "gpt2",
-        pat_str=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
-        mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": 50256},
-    )
-    assert ours.vocab_size == 50257
-    assert ours.end_of_text == 50256
-    wikitext = (shared_data / "wikitext2" / "valid.txt").read_text(encoding="utf-8")[:200_000]
-    for text in [TEXT, "  spaces   and\n\n\nlines ", "I'll we've don't 12345", wikitext]:
-        assert ours.encode(text).tolist() == theirs.encode(text, disallowed_special=())
-        assert ours.decode(ours.encode(text)) == text
-    assert ours.encode("hello").tolist() != ours.encode("Hello").tolist()
-
-
-def test_a_folder_without_a_vocabulary_says_what_it_wants(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"encoder\.json and vocab\.bpe"):
-        BpeTokenizer.from_gpt2_files(tmp_path)
-    (tmp_path / "encoder.json").write_text("{}")
-    (tmp_path / "vocab.bpe").write_text("#version\na b\n")
-    with pytest.raises(DataError, match="no usable byte-pair vocabulary"):
-        BpeTokenizer.from_gpt2_files(tmp_path)
 
 
 def test_char_encoding_equals_the_plain_loop() -> None:

@@ -9,8 +9,9 @@ import torch
 from bonsaigpt.data.tokenizers import ByteTokenizer, CharTokenizer
 from bonsaigpt.errors import GenerateError, TokenizerError
 from bonsaigpt.generate import generate, generate_text
+from bonsaigpt.generate.context import context_start
 from bonsaigpt.generate.reference import generate_uncached
-from bonsaigpt.generate.session import TextStream, context_start
+from bonsaigpt.generate.text import TextStream
 from bonsaigpt.sampling import Sampling
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.model import GPT, build

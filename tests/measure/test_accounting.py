@@ -35,7 +35,11 @@ def test_parts_by_hand() -> None:
     assert gated["attn.c_attn"] == 6 * 4 * (128 + 2 * 32) * 128
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+DENSE = [name for name in VARIANTS if name != "structured"]
+"""What factors take is another count than what they store: tests/structure has it."""
+
+
+@pytest.mark.parametrize("name", DENSE)
 def test_parts_sum_to_the_whole(name: str) -> None:
     config = variant(name)
     parts = flops_by_kind(config)
@@ -61,7 +65,7 @@ def counted(config: ModelConfig, *, rows: int, length: int) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", DENSE)
 def test_the_count_is_that_of_a_real_step(name: str) -> None:
     config = variant(name)
     assert counted(config, rows=2, length=24) == 2 * 24 * flops_per_token(config)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bonsaigpt.config import SortData, validate
-from bonsaigpt.data.batches import TokenBatches
 from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.data.stream import TokenStream
 from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer
-from bonsaigpt.data.toys.sort import SortBatches
+from bonsaigpt.data.toys import task_batches
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.generate import generate
 from bonsaigpt.measure import evaluate
 from bonsaigpt.sampling import Sampling
@@ -27,8 +28,8 @@ def source(tokenizer, block: int = 10) -> TokenBatches:
     """A text as its own validation split."""
     ids = tokenizer.encode(TEXT)
     return TokenBatches(
-        train=ids,
-        val=ids,
+        train=TokenStream.of(ids),
+        val=TokenStream.of(ids),
         tokenizer=tokenizer,
         order="shuffled",
         seed=0,
@@ -91,7 +92,7 @@ def test_exact_is_what_greedy_decoding_gets_right() -> None:
         origin="t",
     )
     assert isinstance(config.data, SortData)
-    data = SortBatches(config.data, seed=3, plan=BatchPlan(batch_size=32, block_size=config.model.block_size))
+    data = task_batches(config.data, seed=3, plan=BatchPlan(batch_size=32, block_size=config.model.block_size))
     state = ENGINE.init(config)
     for step in range(25):
         ENGINE.step(state, data.batch_at(step), config=config, share=1.0, step=step)

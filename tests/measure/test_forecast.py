@@ -13,8 +13,9 @@ import pytest
 
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import RunConfig, derive, validate
-from bonsaigpt.data.batches import BatchSource, TokenBatches
+from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.measure import flops_per_token
 from bonsaigpt.measure.forecast import Forecast, forecast
 from bonsaigpt.measure.scaling import Prediction, Scaling

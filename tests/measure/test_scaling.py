@@ -97,13 +97,33 @@ def test_it_knows_its_text_and_its_range() -> None:
     assert "other data" in (SHIPPED.why_not(recipe(), "0" * 64) or "")
     low, high = (f(n for n, _, _ in SHIPPED.runs) for f in (min, max))
     longest = max(d for _, d, _ in SHIPPED.runs)
-    inside = SHIPPED.predict((low + high) // 2, longest)
+    middle = SHIPPED.runs[len(SHIPPED.runs) // 2][0]
+    inside = SHIPPED.predict(middle, longest // 2)
     assert inside.beyond == ""
     assert inside.margin == 2 * SHIPPED.spread
-    assert inside.loss == SHIPPED.loss((low + high) // 2, longest)
-    assert "parameters" in SHIPPED.predict(2 * high, longest).beyond
-    assert "tokens" in SHIPPED.predict(low, longest + 1).beyond
-    assert SHIPPED.predict(high, longest).loss < inside.loss < SHIPPED.predict(low, longest).loss
+    assert inside.loss == SHIPPED.loss(middle, longest // 2)
+    assert "parameters, the runs had" in SHIPPED.predict(2 * high, longest).beyond
+    assert "tokens, the runs had" in SHIPPED.predict(low, longest + 1).beyond
+    assert all(SHIPPED.predict(n, d).beyond == "" for n, d, _ in SHIPPED.runs)
+
+
+def test_a_large_model_at_a_long_run_is_beyond_the_runs_though_each_is_within() -> None:
+    largest = max(n for n, _, _ in SHIPPED.runs)
+    longest = max(d for _, d, _ in SHIPPED.runs)
+    assert max(d for n, d, _ in SHIPPED.runs if n == largest) < longest  # the grid lacks that corner
+    assert "not both together" in SHIPPED.predict(largest, longest).beyond
+    assert "not both together" in SHIPPED.predict(largest - 1000, longest - 1000).beyond
+
+
+def test_the_region_by_hand() -> None:
+    """A triangle whose corners are powers of ten: the third side is straight on logarithmic axes alone."""
+    corners = [(100, 100), (10_000, 100), (100, 10_000)]
+    runs = [(n, d, law(n, d)) for n, d in corners]
+    triangle = replace(SHIPPED, runs=runs)
+    for n, d in [*corners, (1000, 1000), (999, 999), (100, 5000), (300, 200)]:
+        assert triangle.predict(n, d).beyond == "", (n, d)
+    for n, d in [(1010, 1010), (2500, 2500), (9000, 200), (99, 99)]:
+        assert triangle.predict(n, d).beyond != "", (n, d)
 
 
 def test_settings_are_compared_by_name() -> None:

@@ -95,7 +95,7 @@ def test_the_page_says_what_the_run_did(tmp_path: Path) -> None:
     assert "Perplexity 4.48" in said
     assert "Bits per byte 2.250" in said
     assert f"Parameters {parameter_count(run.config.model):,}" in said
-    assert "Training time 10.0 s" in said
+    assert "Training time 10 s" in said
     assert "Tokens a second 32 " in said  # 40 steps of 8 tokens in 10 s
     assert "Peak memory 140 MiB" in said
     assert "All 40 steps done" in said

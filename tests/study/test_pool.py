@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from bonsaigpt.errors import OutputError
-from bonsaigpt.study.pool import ProcessPool, Work, failure, lock, run_all
+from bonsaigpt.files import lock
+from bonsaigpt.study.pool import ProcessPool, Work, failure, run_all
 
 if os.name != "posix":
     pytest.skip("signals are sent as POSIX does", allow_module_level=True)

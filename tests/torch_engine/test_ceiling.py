@@ -68,7 +68,7 @@ def test_a_cpu_is_measured_once_and_the_fastest_product_counts(monkeypatch: pyte
     assert 1e8 < first.flops < 1e14
     assert "measured here" in first.why
     assert "fp32" in first.why
-    assert "2 x 1 threads" in first.why
+    assert "2 x 1 thread," in first.why
     assert ceiling(CPU, pool) == first
     [key] = module._fastest
     monkeypatch.setattr(module, "_calls_per_second", lambda *_: 1e9)  # a product that was faster, in whatever shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,32 @@ def test_the_loss_scale_falls_at_an_overflow_and_grows_after_a_quiet_stretch() -
         judge(guard, 1.0)
     assert guard.scale.item() == 2.0**16
     assert guard.quiet.item() == 0
+
+
+def test_after_so_many_skips_in_a_row_nothing_is_taken_any_more() -> None:
+    """Nobody need look at once: good steps that follow neither move the weights nor hide what happened."""
+    guard = Guard(spike=0.0, max_skips=3, device=CPU)
+    for norm, taken in ((math.nan, False), (math.nan, False), (1.0, True), *[(math.nan, False)] * 3):
+        assert judge(guard, norm) == taken
+    assert guard.in_a_row.item() == 3
+    assert not judge(guard, 1.0)
+    assert not judge(guard, math.nan)
+    assert guard.in_a_row.item() == 3
+    again = Guard(spike=0.0, max_skips=3, device=CPU)
+    again.load(guard.arrays())
+    assert not judge(again, 1.0)
+
+
+def test_while_the_loss_scale_falls_an_overflow_is_no_trouble() -> None:
+    guard = Guard(spike=0.0, max_skips=5, device=CPU, loss_scaling=True)
+    for _ in range(16):
+        assert not judge(guard, math.inf)
+    assert (guard.scale.item(), guard.in_a_row.item()) == (1.0, 0.0)
+    assert judge(guard, 1.0)
+    for _ in range(5):  # a scale of one mends nothing
+        judge(guard, math.inf)
+    assert guard.in_a_row.item() == 5
+    assert not judge(guard, 1.0)
 
 
 @pytest.mark.parametrize(("matrices", "ema"), [("adamw", 0.0), ("muon", 0.0), ("adamw", 0.9)])

@@ -173,16 +173,72 @@ def test_where_it_may_not_fit_no_step_is_measured(monkeypatch: pytest.MonkeyPatc
     assert why["train.compile"].startswith("on") or "compiler" in why["train.compile"]
 
 
-def test_what_is_free_is_read_and_kept_within_a_containers_limit(tmp_path: Path) -> None:
+def test_what_is_free_is_read() -> None:
     here = room(torch.device("cpu"))
     if here is None:
         pytest.skip("no /proc/meminfo here")
     assert 0 < here.free < here.total < 2**50
-    machine = Room(free=8 * 2**30, total=16 * 2**30)
-    assert _in_container(machine, tmp_path) == machine
-    (tmp_path / "memory.max").write_text("max\n")
-    assert _in_container(machine, tmp_path) == machine
-    (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
-    (tmp_path / "memory.current").write_text(f"{3 * 2**30}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**30}\n")
-    assert _in_container(machine, tmp_path) == Room(free=2 * 2**30, total=4 * 2**30)
+
+
+GIB = 2**30
+MACHINE = Room(free=8 * GIB, total=16 * GIB)
+
+
+def group(folder: Path, *, most: str, held: int, droppable: int, version: int = 2) -> None:
+    """Write the figures of a control group as the kernel shows them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limit, usage = ("memory.max", "memory.current") if version == 2 else _V1_FILES
+    (folder / limit).write_text(f"{most}\n")
+    (folder / usage).write_text(f"{held}\n")
+    own, all_below = (
+        (f"inactive_file {droppable}\n", "") if version == 2 else ("", f"total_inactive_file {droppable}\n")
+    )
+    (folder / "memory.stat").write_text(f"anon 5\n{own}{all_below}")
+
+
+_V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+_V1_NO_LIMIT = str(2**63 - 4096)
+
+
+def own_group(root: Path, text: str) -> None:
+    """Write /proc/self/cgroup."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(text)
+
+
+def test_without_control_groups_or_limits_the_machine_counts(tmp_path: Path) -> None:
+    assert _in_container(MACHINE, tmp_path) == MACHINE
+    own_group(tmp_path, "0::/job\n")
+    assert _in_container(MACHINE, tmp_path) == MACHINE
+    group(tmp_path / "sys/fs/cgroup/job", most="max", held=3 * GIB, droppable=0)
+    assert _in_container(MACHINE, tmp_path) == MACHINE
+
+
+@pytest.mark.parametrize("inner", ["max", str(12 * GIB)])
+def test_the_tightest_limit_on_the_way_up_counts(tmp_path: Path, inner: str) -> None:
+    mount = tmp_path / "sys/fs/cgroup"
+    own_group(tmp_path, "0::/slice/job/step\n")
+    group(mount / "slice/job/step", most=inner, held=2 * GIB, droppable=GIB)
+    assert _in_container(MACHINE, tmp_path).free == 8 * GIB
+    group(mount / "slice", most=str(4 * GIB), held=3 * GIB, droppable=GIB)  # a sibling holds some of it
+    assert _in_container(MACHINE, tmp_path) == Room(free=2 * GIB, total=4 * GIB)
+    group(mount / "slice/job/step", most=str(3 * GIB), held=3 * GIB, droppable=0)
+    assert _in_container(MACHINE, tmp_path) == Room(free=0, total=3 * GIB)
+
+
+def test_a_container_sees_its_limit_at_the_mount(tmp_path: Path) -> None:
+    """Without a namespace of control groups the path is the one outside, and its folders are not there."""
+    own_group(tmp_path, "0::/system.slice/docker-1234.scope\n")
+    group(tmp_path / "sys/fs/cgroup", most=str(4 * GIB), held=3 * GIB, droppable=GIB)
+    assert _in_container(MACHINE, tmp_path) == Room(free=2 * GIB, total=4 * GIB)
+
+
+def test_version_1_is_read_too(tmp_path: Path) -> None:
+    mount = tmp_path / "sys/fs/cgroup/memory"
+    own_group(tmp_path, "7:cpu,cpuacct:/job\n4:memory:/batch/job\n1:name=systemd:/user\n0::/user\n")
+    group(mount / "batch/job", most=_V1_NO_LIMIT, held=3 * GIB, droppable=GIB, version=1)
+    assert _in_container(MACHINE, tmp_path) == MACHINE
+    group(mount / "batch", most=str(4 * GIB), held=3 * GIB, droppable=GIB, version=1)
+    assert _in_container(MACHINE, tmp_path) == Room(free=2 * GIB, total=4 * GIB)
+    group(mount / "job", most=str(GIB), held=0, droppable=0, version=1)  # of the name, but another controller's
+    assert _in_container(MACHINE, tmp_path) == Room(free=2 * GIB, total=4 * GIB)

@@ -101,9 +101,11 @@ STAND_INS = {
 }
 
 
-def submit(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    folder: Path, *words: str, stand_ins: dict[str, str] = STAND_INS, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The script as a job of two machines, where `srun` only notes what it is to start."""
-    for name, body in STAND_INS.items():
+    for name, body in stand_ins.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
     job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]"}
@@ -134,6 +136,14 @@ def test_the_script_fails_when_something_does(tmp_path: Path) -> None:
     assert not (tmp_path / "srun.txt").exists()
     assert submit(tmp_path, "my-text", SLURM_JOB_NODELIST="unknown").returncode != 0
     assert not (tmp_path / "srun.txt").exists()
+
+
+def test_the_script_reads_a_list_of_hosts_to_its_end(tmp_path: Path) -> None:
+    """A first line taken through a pipe kills a writer that is not done, and with it the job, now and then."""
+    slow = {"scontrol": "for i in $(seq 1 200); do printf 'node%s\\n' $i; sleep 0.001; done"}
+    done = submit(tmp_path, "my-text", stand_ins=STAND_INS | slow)
+    assert done.returncode == 0, done.stderr
+    assert "node1:23456" in (tmp_path / "srun.txt").read_text().splitlines()
 
 
 def test_bash_would_see_a_broken_script(tmp_path: Path) -> None:

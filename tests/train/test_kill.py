@@ -120,7 +120,7 @@ def test_a_kill_at_this_call_changes_nothing(
     names = {p.name for p in (target / "checkpoints").iterdir()}
     assert names >= {"best", "last", best.name, f"step-{STEPS:06d}"}
     assert len(names) <= (4 if not finished else 5)  # whoever kills the last deletion keeps a checkpoint too many
-    assert list(tmp_path.rglob(".*")) == []
+    assert [p for p in tmp_path.rglob(".*") if p.name != ".hashes.json"] == []
 
 
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, tiny_text: Path, tiny_flags: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from bonsaigpt.config import GuardConfig
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.train.callbacks.jsonl import read_metrics
-from bonsaigpt.train.watch import Watch
+from bonsaigpt.train.watch import Watch, nothing_learned
 
 
 @pytest.fixture
@@ -90,11 +91,94 @@ def test_bad_steps_in_a_row_send_the_run_back_to_another_order(train, monkeypatc
     code, run = train("back")
     assert code == 0
     [note] = [json.loads(line) for line in (run.path / "rollbacks.jsonl").read_text().splitlines()]
-    assert (note["step"], note["back_to"]) == (55, 40)
-    assert taken == [*range(55), *range(40, 55), *range(55, 120)][: len(taken)]
+    assert (note["step"], note["back_to"]) == (60, 40)  # the loop looks at every tenth step
+    assert "5 steps in a row" in note["why"]
+    assert taken == [*range(60), *range(40, 120)]
     assert run.load("last").state["rollbacks"] == 1
     steps = [line["step"] for line in read_metrics(run.path / "metrics.jsonl") if "lr" in line]
     assert steps == sorted(set(steps))  # the path that was kept, once
+
+
+@pytest.mark.parametrize("log_interval", ["7", "1000"])
+def test_how_often_a_line_is_logged_changes_nothing_that_a_run_does(
+    log_interval: str, train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad steps that are over before a line is logged are seen, and at the same step; so is a loss that ran away."""
+    runs: list[RunDirectory] = []
+    for name, interval in (("often", "1"), ("seldom", log_interval)):
+        plant(monkeypatch, {step: float("nan") for step in range(21, 27)})
+        flags = ("--train.log_interval", interval, "--train.eval_interval", "60")
+        code, run = train(name, *flags)
+        assert code == 0
+        runs.append(run)
+    [notes, same] = [(run.path / "rollbacks.jsonl").read_text() for run in runs]
+    assert notes == same
+    assert (json.loads(notes)["step"], json.loads(notes)["back_to"]) == (30, 0)
+    one, other = map(weights, runs)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_loss_that_runs_away_is_noticed_at_the_same_step_however_often_a_line_is_logged(
+    train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--optim.lr", "30", "--optim.schedule.warmup", "60", "--optim.grad_clip", "0", "--train.guard.spike", "0")
+    stops: set[str] = set()
+    for interval in ("1", "1000"):
+        more = ("--train.log_interval", interval, "--train.eval_interval", "60", "--train.guard.rollbacks", "0")
+        code, _ = train(f"every-{interval}", *flags, *more)
+        said = capsys.readouterr().err
+        assert code == 2
+        stops.add(said.partition(" before")[0])
+    assert len(stops) == 1
+    assert re.search(r"diverged at step \d+: the training loss ran away", stops.pop())
+
+
+def test_no_checkpoint_is_kept_of_weights_in_trouble(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 27 is kept, but the guard has shut before; the run goes back, and keeps it the second time."""
+    plant(monkeypatch, {step: float("nan") for step in range(21, 27)})
+    saved: list[int] = []
+    original = RunDirectory.save
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        saved.append(checkpoint.state["step"])
+        original(self, checkpoint)
+
+    monkeypatch.setattr(RunDirectory, "save", save)
+    code, _ = train("kept", "--train.keep_every", "27", "--train.eval_interval", "60", "--train.log_interval", "1")
+    assert code == 0
+    assert saved == [27, 54, 60, 81, 108, 120]
+    taken = plant(monkeypatch, {step: float("nan") for step in range(21, 27)})
+    train("kept-none", "--train.eval_interval", "60", "--train.steps", "60")
+    assert taken == [*range(30), *range(60)]
+
+
+def test_a_run_for_nothing_says_so(train, capsys: pytest.CaptureFixture[str]) -> None:
+    # Its loss cannot run so far away that the run is stopped, nor its weights.
+    bounded = ("--model.logit_softcap", "2", "--optim.weight_decay", "0", "--train.guard.spike", "0")
+    for lr in ("50", "1e-12"):
+        train(f"lr-{lr}", "--optim.lr", lr, *bounded)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "nothing was learned: " in said, said
+        assert f"bonsai study lr runs/lr-{lr}" in said
+    train("control", "--optim.lr", "0.01", *bounded)
+    assert "nothing was learned" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("best_step", "training", "validation", "says"),
+    [
+        (60, 4.1744, 4.1744, "is no better than a guess (65 tokens: 4.17)"),
+        (60, 7.5, 7.3, "a validation loss of 7.30"),
+        (0, 3.0, 3.1, "no evaluation was better"),  # it began with the weights of another run
+        (60, 2.0, 2.1, None),
+        (60, 0.2, 5.5, None),  # it only overfits
+        (60, 3.9, 4.0, None),
+    ],
+)
+def test_when_a_run_was_for_nothing(best_step: int, training: float, validation: float, says: str | None) -> None:
+    losses = {"training_loss": training, "validation_loss": validation}
+    found = nothing_learned(best_step, vocabulary=65, run="runs/a", **losses)
+    assert found is None if says is None else says in (found or "")
 
 
 def test_a_run_that_went_back_resumes_to_the_same_bits(train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,11 +238,15 @@ def test_the_watch_by_hand() -> None:
     assert "ran away to 7, from 2" in (watch.trouble(loss=7.0, skipped_in_a_row=0) or "")
     assert "3 steps in a row" in (watch.trouble(loss=2.0, skipped_in_a_row=3) or "")
     assert watch.trouble(loss=math.nan, skipped_in_a_row=1) is None
-    assert watch.is_lost(7.0)
-    assert watch.is_lost(math.nan)
-    watch.trouble(loss=2.0, skipped_in_a_row=0)
-    assert not watch.is_lost(7.0)  # it overfits: the training loss is low
-    assert watch.is_lost(math.nan)
+    assert watch.is_lost(7.0, training_loss=7.0)
+    assert watch.is_lost(math.nan, training_loss=2.0)
+    assert not watch.is_lost(7.0, training_loss=2.0)  # it overfits: the training loss is low
+    noted = watch.as_dict()
+    assert watch.may_save(loss=4.9, skipped_in_a_row=2)
+    assert watch.may_save(loss=math.nan, skipped_in_a_row=1)
+    assert not watch.may_save(loss=7.0, skipped_in_a_row=0)
+    assert not watch.may_save(loss=2.0, skipped_in_a_row=3)
+    assert watch.as_dict() == noted
     saved = Watch(GuardConfig())
     saved.load(json.loads(json.dumps(watch.as_dict())))
     assert (saved.lowest, saved.high) == (watch.lowest, watch.high)

@@ -17,14 +17,18 @@ __all__ = ["exit_code", "main"]
 VERBS = {
     "train": "grow a model: from a recipe, or go on with a run",
     "sample": "let a model write",
+    "chat": "talk with a model in the terminal",
     "eval": "score a model on its whole validation split, or on any text",
     "sweep": "train a recipe over a grid of settings and several seeds",
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",
+    "bench": "how fast a model decodes here, against the machine's limit",
     "profile": "tell where the time of a training step goes",
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",
     "recipes": "list, show and diff the recipes",
+    "tokenizer": "train a tokenizer, show its pieces, hold several against each other",
     "prepare": "turn a text into verified token shards (train does it by itself)",
+    "data": "verify, show and count what prepare made",
 }
 
 _HELP = """bonsai {version}: a workshop for small GPTs

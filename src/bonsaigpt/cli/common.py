@@ -22,7 +22,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Arrays, RunDirectory
 from bonsaigpt.config import ModelConfig, RunConfig, setting_names
-from bonsaigpt.data.tokenizers import BpeTokenizer, Tokenizer
+from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
 from bonsaigpt.interop import is_gpt2_folder, read_gpt2
@@ -31,8 +31,12 @@ __all__ = [
     "Opened",
     "Parser",
     "add_placement",
+    "add_recipe",
     "add_settings",
     "check_run_name",
+    "count_from",
+    "counts",
+    "named_tokenizer",
     "open_model",
     "print_table",
     "progress_bar",
@@ -144,15 +148,35 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=["auto", "fp32", "tf32", "bf16", "fp16"],
-        help="number format (default: what the run was trained in)",
+        help="number format (default: fp32 for a run that was trained in it, else auto)",
     )
-    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0: as many as torch chooses")
+    parser.add_argument(
+        "--threads", type=count_from(0), default=0, help="CPU threads; 0: as many as torch chooses (default: 0)"
+    )
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: use 0 or more")
-    return int(text)
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add what is to be trained."""
+    parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
+
+
+def count_from(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number, so many at least."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is no count: use {least} or more")
+        return int(text)
+
+    return count
+
+
+def counts(text: str) -> list[int]:
+    """For argparse: whole numbers from 1 on, with commas between."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of counts: use whole numbers from 1 on, e.g. 8,16,32")
+    return [int(part) for part in parts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +221,16 @@ def run_folder(place: str, runs: Path) -> Path:
     return runs / place if not path.exists() and len(path.parts) == 1 else path
 
 
+def named_tokenizer(address: str, runs: Path) -> Tokenizer:
+    """The tokenizer that a user means: the folder or mere name of a run, a corpus, a tokenizer.json, GPT-2's, bytes.
+
+    Raises:
+        DataError: nothing there, or not readable.
+        CheckpointError: damaged, or of a kind that cannot be used.
+    """
+    return open_tokenizer(address if Path(address).exists() or not (runs / address).exists() else runs / address)
+
+
 def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a GPT-2 folder of Hugging Face's.
 
@@ -208,7 +242,7 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     path = run_folder(os.path.join(parent, name), runs)
     if is_gpt2_folder(path):
         config, weights = read_gpt2(path)
-        tokenizer = BpeTokenizer.from_gpt2_files(path)
+        tokenizer = open_tokenizer(path)
         return Opened(label=str(path), config=config, weights=weights, tokenizer=tokenizer, run=None, step=None)
     run = RunDirectory.open(path)
     checkpoint = run.load(which, optimizer=False)
@@ -244,18 +278,25 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: 
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that follows ``advance(what, done, total)``; total 0 means nobody knows how long."""
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True)
+def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
+    """A bar that follows ``advance(what, done, total, note)``; total 0 means nobody knows how long, and the note, which
+    may be left out, stands behind it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
-        def advance(what: str, done: int, total: int) -> None:
+        def advance(what: str, done: int, total: int, note: str = "") -> None:
             if what not in tasks:
                 for task in tasks.values():
                     progress.remove_task(task)
                 tasks.clear()
-                tasks[what] = progress.add_task(what, total=total or None)
-            progress.update(tasks[what], completed=done, total=total or None)
+                # What was done before does not count as speed.
+                tasks[what] = progress.add_task(what, total=total or None, completed=done, note=note)
+            progress.update(tasks[what], completed=done, total=total or None, note=note)
 
         yield advance

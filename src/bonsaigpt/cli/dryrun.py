@@ -12,8 +12,9 @@ from bonsaigpt.config import MuonMatrices
 from bonsaigpt.measure.forecast import Forecast
 from bonsaigpt.measure.scaling import Prediction
 from bonsaigpt.trace import Room
+from bonsaigpt.units import count, duration, named, quantity, size
 
-__all__ = ["duration", "show_forecast", "size"]
+__all__ = ["show_forecast"]
 
 _Row = tuple[str, str, str]
 """What, how much, and words on it."""
@@ -38,7 +39,7 @@ def show_forecast(found: Forecast, *, why: dict[str, str], environment: dict[str
 
 def _model_rows(found: Forecast) -> list[_Row]:
     model = found.config.model
-    shape = f"{model.n_layer} layer{'s' * (model.n_layer > 1)} of width {model.n_embd}, block {model.block_size}"
+    shape = f"{named(model.n_layer, 'layer')} of width {model.n_embd}, block {model.block_size}"
     matrices = f"{count(found.matrix_parameters)} of them in matrices"
     return [("parameters", count(found.parameters), f"{matrices}; {shape}")]
 
@@ -55,7 +56,8 @@ def _free(room: Room | None) -> str:
 
 
 def _work_rows(found: Forecast) -> list[_Row]:
-    seen = "" if found.epochs is None else f"the training text {found.epochs:.2g} times by the end"
+    seen = ", ".join(f"{name} {times:.2g} times" for name, times in found.passes.items())
+    seen += " by the end" if seen else ""
     return [
         ("tokens", count(found.tokens), seen),
         ("work", quantity(found.flops, "FLOP"), f"{quantity(found.flops_per_token, 'FLOP')} a token in a full block"),
@@ -68,7 +70,7 @@ def _time_rows(found: Forecast, environment: dict[str, Any]) -> list[_Row]:
         return [("time", "unknown", "no step was timed, as it may not fit into memory")]
     train = found.config.train
     training = f"{duration(times.training)} of training, a full step takes {duration(times.step)}"
-    evaluations = f"{times.evaluations} evaluations of {duration(times.evaluation)}"
+    evaluations = f"{named(times.evaluations, 'evaluation')} of {duration(times.evaluation)}"
     deciding = f"; {duration(times.deciding)} to decide how to compute" if times.deciding else ""
     most = ", at most: patience may end it" if train.patience else ""
     return [
@@ -78,7 +80,9 @@ def _time_rows(found: Forecast, environment: dict[str, Any]) -> list[_Row]:
 
 
 def _disk_row(found: Forecast) -> _Row:
-    words = f"at most {found.checkpoints} checkpoints of {size(found.checkpoint)}; {size(found.disk_free)} free"
+    words = (
+        f"at most {named(found.checkpoints, 'checkpoint')} of {size(found.checkpoint)}; {size(found.disk_free)} free"
+    )
     return ("disk", size(found.disk), words)
 
 
@@ -95,48 +99,13 @@ def _loss_row(loss: Prediction | str) -> _Row:
 
 def _decision_rows(found: Forecast, why: dict[str, str], environment: dict[str, Any]) -> list[_Row]:
     train, matrices = found.config.train, found.config.optim.matrices
-    named = {
+    settings = {
         "train.workers": ("workers", str(train.workers)),
         "train.micro_batch": ("micro-batch", str(train.micro_batch)),
         "train.precision": ("precision", environment["precision"] if train.precision == "auto" else train.precision),
         "train.compile": ("compile", train.compile),
     }
     if isinstance(matrices, MuonMatrices):
-        named["optim.matrices.precision"] = "Muon's precision", matrices.precision
+        settings["optim.matrices.precision"] = "Muon's precision", matrices.precision
     rows: list[_Row] = [("device", environment["device"], environment["why"])]
-    return rows + [(name, value, why.get(setting, "of the run")) for setting, (name, value) in named.items()]
-
-
-def count(number: float) -> str:
-    """``812``, ``803.1 k``, ``1.54 M``."""
-    return quantity(number, "").rstrip()
-
-
-def quantity(number: float, unit: str) -> str:
-    """With three digits and the prefix of a power of a thousand: ``8.12 TFLOP``."""
-    for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= power:
-            return f"{number / power:.3g} {prefix}{unit}"
-    return f"{number:.3g} {unit}"
-
-
-def size(held: float) -> str:
-    """``12.3 MiB``."""
-    for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if held >= power:
-            return f"{held / power:,.4g} {unit}"
-    return f"{held:.0f} bytes"
-
-
-def duration(seconds: float) -> str:
-    """``40 ms``, ``2.3 s``, ``4 min 10 s``, ``7 h 5 min``, ``3 days 2 h``."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    for unit, below, (large, small) in ((60, 3600, ("min", "s")), (3600, 86400, ("h", "min"))):
-        if seconds < below:
-            whole, rest = divmod(round(seconds * 60 / unit), 60)
-            return f"{whole} {large} {rest} {small}"
-    days, hours = divmod(round(seconds / 3600), 24)
-    return f"{days} day{'s' * (days > 1)} {hours} h"
+    return rows + [(name, value, why.get(setting, "of the run")) for setting, (name, value) in settings.items()]

@@ -8,19 +8,23 @@ from pathlib import Path
 from rich.console import Console
 
 from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
-from bonsaigpt.data.batches import BatchSource, TokenBatches
+from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora.document import read_document
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.stream import TokenStream
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import DataError
 from bonsaigpt.measure import evaluate
 from bonsaigpt.train.callbacks.console import score_line
 from bonsaigpt.train.resume import check_data
+from bonsaigpt.units import named
 
 __all__ = ["run"]
 
 _EXAMPLE = """  bonsai eval runs/shakespeare-char
-  bonsai eval runs/shakespeare-char@last --text sonnets.txt --json"""
+  bonsai eval runs/shakespeare-char@last --text sonnets.txt --json
+  bonsai eval runs/shakespeare-char --weights int8"""
 
 
 def run(argv: list[str]) -> int:
@@ -32,6 +36,12 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
     parser.add_argument("--text", type=Path, metavar="FILE", help="score this text instead of the validation split")
+    parser.add_argument(
+        "--weights",
+        choices=["fp32", "int8"],
+        default="fp32",
+        help="int8: with the matrices rounded as for decoding, and what that costs (default: fp32)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
     add_placement(parser)
     runs_folder(parser)
@@ -41,10 +51,16 @@ def run(argv: list[str]) -> int:
     engine, model = opened.on(arguments)
     with progress_bar(Console(stderr=True)) as advance:
         result = evaluate(engine, model, source, advance=advance)
+        about: dict[str, object] = {"model": opened.label}
+        words = ""
+        if arguments.weights == "int8":
+            whole, result = result, evaluate(engine, engine.rounded(model), source, advance=advance)
+            about |= {"weights": "int8", "loss_added": result.loss - whole.loss}
+            words = f"  int8 weights: {result.loss - whole.loss:+.5f} nats against {whole.loss:.4f}"
     if arguments.json:
-        print(json.dumps({"model": opened.label, **result.as_dict()}))
+        print(json.dumps({**about, **result.as_dict()}))
     else:
-        print(f"{opened.label}  {score_line(result)}  ({result.tokens:,} tokens)")
+        print(f"{opened.label}  {score_line(result)}  ({named(result.tokens, 'token')}){words}")
     return 0
 
 
@@ -61,10 +77,10 @@ def _text_source(opened: Opened, text: Path) -> BatchSource:
     ids = opened.tokenizer.encode(read_document(text).text)
     block = min(opened.config.block_size, len(ids) - 1)
     if block < 1:
-        raise DataError(f"{text} has {len(ids)} tokens: scoring needs at least two.")
+        raise DataError(f"{text} has {named(len(ids), 'token')}: scoring needs at least two.")
     return TokenBatches(
-        train=ids,
-        val=ids,
+        train=TokenStream.of(ids),
+        val=TokenStream.of(ids),
         tokenizer=opened.tokenizer,
         order="shuffled",
         seed=0,

@@ -19,8 +19,10 @@ from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Arrays, RunDirectory, check_weights
 from bonsaigpt.cli.common import (
     Parser,
+    add_recipe,
     add_settings,
     check_run_name,
+    count_from,
     print_table,
     progress_bar,
     runs_folder,
@@ -30,7 +32,8 @@ from bonsaigpt.cli.experiment import as_run, make_engine, open_data, with_overri
 from bonsaigpt.config import RunConfig
 from bonsaigpt.files import folder_aside, replace_folder, write_text, writing
 from bonsaigpt.measure.profile import Profile, profile
-from bonsaigpt.report.profile import part_names, rate, short_name, write_profile
+from bonsaigpt.report.profile import part_names, short_name, write_profile
+from bonsaigpt.units import duration, named, quantity, rate, size
 
 __all__ = ["run"]
 
@@ -51,12 +54,16 @@ def run(argv: list[str]) -> int:
         "or into NAME-profile for a recipe: a page, all figures, and a trace for ui.perfetto.dev.",
         _EXAMPLE,
     )
-    parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
+    add_recipe(parser)
     parser.add_argument("--name", help="write into NAME-profile (default: the run itself, or the recipe's name)")
-    parser.add_argument("--steps", type=_positive, default=5, help="steps to record; four times as many are timed")
-    parser.add_argument("--warmup", type=_positive, default=3, help="steps to take before (default: 3)")
-    parser.add_argument("--at", type=_count, metavar="STEP", help="first step (default: so that the last are taken)")
-    parser.add_argument("--top", type=_positive, default=32, help="operators in the tables (default: 32)")
+    parser.add_argument(
+        "--steps", type=count_from(1), default=5, help="steps to record, and four times as many to time (default: 5)"
+    )
+    parser.add_argument("--warmup", type=count_from(1), default=3, help="steps to take before (default: 3)")
+    parser.add_argument(
+        "--at", type=count_from(0), metavar="STEP", help="first step (default: so that the last are taken)"
+    )
+    parser.add_argument("--top", type=count_from(1), default=32, help="operators in the tables (default: 32)")
     runs_folder(parser)
     source = add_settings(parser)
     arguments = parser.parse(argv)
@@ -96,16 +103,6 @@ def run(argv: list[str]) -> int:
     _show(found, console, arguments.top)
     console.print(f"page: {folder / 'profile.html'}", highlight=False, markup=False)
     return 0
-
-
-def _count(text: str, *, least: int = 0) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: use {least} or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    return _count(text, least=1)
 
 
 def _subject(arguments: argparse.Namespace, overrides: dict[str, Any]) -> tuple[RunConfig, Arrays | None, Path]:
@@ -164,20 +161,19 @@ def _summary(found: Profile) -> list[str]:
     low, high = min(found.windows), max(found.windows)
     rows, length = found.shape
     return [
-        f"[bold]{1e3 * found.seconds:.4g} ms[/] a step of {rows} x {length} tokens ({1e3 * low:.4g} to "
-        f"{1e3 * high:.4g}), {found.tokens / found.seconds:,.0f} tokens/s",
+        f"[bold]{duration(found.seconds)}[/] a step of {rows} x {length} tokens ({duration(low)} to "
+        f"{duration(high)}), {found.tokens / found.seconds:,.0f} tokens/s",
         f"[bold]MFU {found.mfu:.1%}[/]: {rate(found.flops_per_second)}; {escape(str(found.environment['ceiling']))}",
         *(
             [f"     {found.mfu_measured:.1%} of {rate(machine.flops)}, the fastest product measured here"]
             if machine.flops != found.peak_flops
             else []
         ),
-        f"[bold]{found.roofline_share:.1%} of the roofline[/]: its products need {1e3 * found.bound:.3g} ms at least, "
-        f"at {rate(machine.flops)} and {machine.bandwidth / 1e9:.3g} GB/s",
+        f"[bold]{found.roofline_share:.1%} of the roofline[/]: its products need {duration(found.bound)} at least, "
+        f"at {rate(machine.flops)} and {quantity(machine.bandwidth, 'B/s')}",
         f"[bold]{anatomy.accounted:.1%} accounted for[/], {anatomy.in_operators:.1%} in operators, of the time of "
-        f"{anatomy.threads} thread{'s' * (anatomy.threads > 1)}; recorded, a step took {1e3 * anatomy.wall:.4g} ms",
-        f"{found.peak_memory / 2**20:,.1f} MiB of tensors at the peak, {found.memory[0].bytes / 2**20:,.1f} between "
-        "steps",
+        f"{named(anatomy.threads, 'thread')}; recorded, a step took {duration(anatomy.wall)}",
+        f"{size(found.peak_memory)} of tensors at the peak, {size(found.memory[0].bytes)} between steps",
     ]
 
 

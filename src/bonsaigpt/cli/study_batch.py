@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
-
 from rich.console import Console
 
-from bonsaigpt.cli.common import Parser, add_settings, check_run_name, print_table, progress_bar
-from bonsaigpt.cli.sweeping import add_sweep_flags, configurer, execute, finish
+from bonsaigpt.cli.common import Parser, count_from, counts, progress_bar
+from bonsaigpt.cli.studying import read_study, tell
+from bonsaigpt.cli.sweeping import execute, finish
 from bonsaigpt.study.batch import VARIED, analyse, batch_points, own_losses, pairs, write_json
 from bonsaigpt.study.batch_page import batch_table, write_batch
-from bonsaigpt.study.plan import make_plan
 from bonsaigpt.study.results import results, summarise
 
 __all__ = ["run"]
@@ -29,56 +26,37 @@ def run(argv: list[str]) -> int:
         "scored with the same context. Typed again after a stop, the same command goes on where it was.",
         _EXAMPLE,
     )
-    parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
     parser.add_argument(
         "--tokens-per-step",
-        type=_counts,
+        type=counts,
         default=[768],
         metavar="N,N",
         help="tokens in an optimizer step; several give a map of two dimensions (default: 768)",
     )
     parser.add_argument(
         "--blocks",
-        type=_counts,
+        type=counts,
         default=[8, 16, 32, 64, 128],
         metavar="N,N",
         help="block sizes, in tokens; one that does not divide the step is left out (default: 8,16,32,64,128)",
     )
     parser.add_argument(
-        "--budget", type=_one_count, metavar="N", help="training tokens of each run (default: the recipe's)"
+        "--budget", type=count_from(1), metavar="N", help="training tokens of each run (default: the recipe's)"
     )
     parser.add_argument(
-        "--eval-block", type=_one_count, metavar="N", help="context of all evaluations (default: the shortest block)"
+        "--eval-block", type=count_from(1), metavar="N", help="context of all evaluations (default: the shortest block)"
     )
     parser.add_argument(
         "--target", type=float, metavar="LOSS", help="loss to count steps and seconds to (default: the median pair's)"
     )
-    add_sweep_flags(parser)
-    source = add_settings(parser)
-    arguments = parser.parse(argv)
-    recipe, configure = configurer(arguments, source, argv, taken=VARIED)
+    asked = read_study(parser, "batch", argv, taken=VARIED)
+    arguments = asked.arguments
     found = pairs(arguments.tokens_per_step, arguments.blocks)
-    points = batch_points(configure({}), found, budget=arguments.budget, context=arguments.eval_block)
-    folder = arguments.runs / check_run_name(arguments.name or f"{recipe}-batch")
-    command = shlex.join(["bonsai", "study", "batch", *argv])
-    plan = make_plan(points, recipe=recipe, command=command, seeds=arguments.seeds, configure=configure)
-    with execute(plan, folder, arguments) as (sweep, stopped):
+    plan = asked.plan(batch_points(asked.base, found, budget=arguments.budget, context=arguments.eval_block))
+    with execute(plan, asked.folder, arguments) as (sweep, stopped):
         finished = results(sweep)
         with progress_bar(Console()) as advance:
             own = own_losses(sweep, finished, arguments.corpora, advance=advance)
         study = analyse(summarise(sweep, finished), own, sweep, target=arguments.target)
-        print_table(*batch_table(study))
-        print(study.verdict)
-        for path in (write_json(study, own, sweep), *write_batch(study, sweep)):
-            print(path)
+        tell(batch_table(study), study.verdict, [write_json(study, own, sweep), *write_batch(study, sweep)])
         return finish(sweep, stopped)
-
-
-def _counts(text: str) -> list[int]:
-    return [_one_count(part) for part in text.split(",")]
-
-
-def _one_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: use whole numbers from 1, separated by commas")
-    return int(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from bonsaigpt.cli.common import Parser, add_settings, check_run_name, print_table
+from bonsaigpt.cli.common import Parser, add_recipe, add_settings, check_run_name, print_table
 from bonsaigpt.cli.sweeping import add_sweep_flags, configurer, execute, finish
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.study.page import write_sweep
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
         "Typed again after a stop or a crash, the same command goes on where it was.",
         _EXAMPLE,
     )
-    parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
+    add_recipe(parser)
     parser.add_argument(
         "--grid",
         action="append",

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bonsaigpt import recipes
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.cli.common import progress_bar, run_folder, runs_folder, settings
+from bonsaigpt.cli.common import count_from, progress_bar, run_folder, runs_folder, settings
 from bonsaigpt.cli.experiment import whisper
 from bonsaigpt.cli.member import Decision, Member
 from bonsaigpt.config import RunConfig
@@ -36,9 +36,15 @@ __all__ = ["add_sweep_flags", "configurer", "execute", "finish"]
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Add what every verb takes that makes many runs."""
     parser.add_argument("--name", help="folder of all the runs (default: the names of the recipe and the verb)")
-    parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="repetitions of each point (default: 1)")
     parser.add_argument(
-        "--jobs", type=_count, default=1, metavar="N", help="runs at once, which share the CPU's threads (default: 1)"
+        "--seeds", type=count_from(1), default=1, metavar="N", help="repetitions of each point (default: 1)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=count_from(1),
+        default=1,
+        metavar="N",
+        help="runs at once, which share the CPU's threads (default: 1)",
     )
     parser.add_argument("--retry", action="store_true", help="try again what has failed in an earlier call")
     parser.add_argument(
@@ -55,12 +61,6 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
         help="an option of submitit's: timeout_min (minutes), slurm_partition, gpus_per_node, cpus_per_task, mem_gb",
     )
     runs_folder(parser)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: use 1 or more")
-    return int(text)
 
 
 def configurer(

@@ -19,7 +19,16 @@ from rich.markup import escape
 from bonsaigpt import __version__, recipes
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
 from bonsaigpt.checkpoint.files import read_state
-from bonsaigpt.cli.common import Parser, add_settings, check_run_name, open_model, progress_bar, runs_folder, settings
+from bonsaigpt.cli.common import (
+    Parser,
+    add_recipe,
+    add_settings,
+    check_run_name,
+    open_model,
+    progress_bar,
+    runs_folder,
+    settings,
+)
 from bonsaigpt.cli.dryrun import show_forecast
 from bonsaigpt.cli.experiment import as_run, make_engine, open_data, whisper, with_overrides, with_vocabulary
 from bonsaigpt.config import RunConfig, dump_toml, validate
@@ -49,7 +58,7 @@ _EXAMPLE = """  bonsai train shakespeare-char --train.steps 500 --model.n_layer 
 def run(argv: list[str]) -> int:
     """The verb."""
     parser = Parser("train", "Train a GPT from a recipe, a TOML file or a run's own configuration.", _EXAMPLE)
-    parser.add_argument("recipe", help="a recipe's name, a file.toml, or a run's folder")
+    add_recipe(parser)
     parser.add_argument("--name", help="name of the run (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on with this run, exactly where it stopped")
     parser.add_argument(

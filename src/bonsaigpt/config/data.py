@@ -6,9 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bonsaigpt.config.corpora import FilesData, ShakespeareData, StdlibData
-from bonsaigpt.config.toys import SortData, ZeroOneData
+from bonsaigpt.config.mixture import Corpora, MixtureData
+from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData
 
 __all__ = ["DataConfig"]
 
-DataConfig = Annotated[FilesData | ShakespeareData | StdlibData | ZeroOneData | SortData, Field(discriminator="kind")]
+DataConfig = Annotated[
+    Corpora | MixtureData | SortData | AddData | CopyData | RecallData,
+    Field(discriminator="kind"),
+]

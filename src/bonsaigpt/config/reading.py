@@ -86,18 +86,20 @@ def _explain(error: Any, origin: str) -> str:
     # The tag of a union ('model', 'mlp', 'swiglu', 'hidden') is no part of the name that a user wrote.
     known = setting_names()
     parts: list[str] = []
-    location = [str(part) for part in error["loc"]]
-    if entry := ".".join(location[:2]) if ".".join(location[:2]) in _maps() and len(location) > 2 else "":
+    location, entry = list(error["loc"]), ""
+    if ".".join(str(p) for p in location[:2]) in _maps() and len(location) > 2:
         # An entry of a map is named by its key; below it come the tag of the union, if it is one, and the field.
-        fields = location[4:] if len(location) > 4 else []
+        entry = f"{location[0]}.{location[1]}"
+        fields = [str(p) for p in location[4:]]
         parts, location = [".".join([f"{entry}['{location[2]}']", *fields])], []
         known = [parts[0].removesuffix(fields[-1]) + name for name in _maps()[entry]] if fields else known
-    for part in location:
-        if not parts or ".".join([*parts, part]) in known or error["type"] == "extra_forbidden":
-            parts.append(part)
+    for number, part in enumerate(location):
+        last = number == len(location) - 1
+        plain = [p for p in parts if not p.isdecimal()]  # members of a list have numbers
+        if isinstance(part, int) or ".".join([*plain, part]) in known or (last and error["type"] == "extra_forbidden"):
+            parts.append(str(part))
     name = ".".join(parts)
     if error["type"] == "extra_forbidden":
-        name = ".".join(p for i, p in enumerate(parts) if i == len(parts) - 1 or ".".join(parts[: i + 1]) in known)
         return f"unknown setting '{name}' in {origin}.{did_you_mean(name, known)} `bonsai train --help` lists all."
     if error["type"] == "value_error":
         return f"{error['ctx']['error']!s} (in {origin})."
@@ -109,5 +111,6 @@ def _explain(error: Any, origin: str) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{name} in {origin} does not say which kind it is: add {name}.kind."
     if error["type"] == "missing":
-        return f"{name} is missing in {origin}: give it" + (f", e.g. --{name} VALUE." if not entry else ".")
+        how = f"give it, e.g. --{name} VALUE" if name in known and not entry else "give it"
+        return f"{name} is missing in {origin}: {how}."
     return f"{name} = {error['input']!r} in {origin} cannot be used: {error['msg'][0].lower()}{error['msg'][1:]}."

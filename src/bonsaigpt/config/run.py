@@ -11,7 +11,7 @@ from bonsaigpt.config.corpora import StdlibData
 from bonsaigpt.config.data import DataConfig
 from bonsaigpt.config.model import ModelConfig
 from bonsaigpt.config.optim import MuonMatrices, NoRamp, OptimConfig, Ramp
-from bonsaigpt.config.toys import SortData
+from bonsaigpt.config.toys import TaskData
 
 __all__ = ["GuardConfig", "RunConfig", "TrainConfig"]
 
@@ -113,24 +113,25 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if isinstance(self.data, SortData) and self.model.block_size < 2 * self.data.length - 1:
+        if isinstance(self.data, TaskData) and self.model.block_size < self.data.row - 1:
             raise ValueError(
-                f"model.block_size = {self.model.block_size} is too short to sort {self.data.length} digits: "
-                f"use at least {2 * self.data.length - 1} (2 * data.length - 1)"
+                f"model.block_size = {self.model.block_size} is too short to {self.data.size}: use at least "
+                f"{self.data.row - 1} ({self.data.shortest})"
             )
         ramps = {"batch_ramp": self.train.batch_ramp, "context_ramp": self.train.context_ramp}
         for name, ramp in ramps.items():
             if isinstance(ramp, NoRamp):
                 continue
-            if isinstance(self.data, SortData) and name == "context_ramp":
+            if isinstance(self.data, TaskData) and name == "context_ramp":
                 raise ValueError(
-                    "train.context_ramp cannot cut the toy `sort`, whose answer needs the whole row: leave it out"
+                    f"train.context_ramp cannot cut the toy `{self.data.kind}`, whose answer needs the whole row: "
+                    "leave it out"
                 )
             if getattr(self.data, "order", "") == "streams":
                 raise ValueError(f"train.{name} breaks the rows of data.order = 'streams': use 'shuffled', or no ramp")
         context = self.train.eval_block_size
-        if context is not None and isinstance(self.data, SortData):
-            raise ValueError("train.eval_block_size cuts text into windows, and a list to sort is whole: leave it out")
+        if context is not None and isinstance(self.data, TaskData):
+            raise ValueError("train.eval_block_size cuts text into windows, and a toy's row is whole: leave it out")
         if context is not None and context > self.model.block_size:
             raise ValueError(
                 f"train.eval_block_size = {context} is longer than the model's context, model.block_size = "

@@ -1,5 +1,17 @@
 """Text from a model: prefill, then one token at a time over a cache."""
 
-from bonsaigpt.generate.session import generate, generate_text
+from bonsaigpt.generate.requests import Completion, Event, Finish, LogProb, Request
+from bonsaigpt.generate.session import Session
+from bonsaigpt.generate.writing import best_first, generate, generate_text
 
-__all__ = ["generate", "generate_text"]
+__all__ = [
+    "Completion",
+    "Event",
+    "Finish",
+    "LogProb",
+    "Request",
+    "Session",
+    "best_first",
+    "generate",
+    "generate_text",
+]

@@ -1,152 +1,280 @@
-"""Generation with a key/value cache, past the block size as well if asked to.
+"""Many texts at once, each at its own pace: continuous batching (Yu et al. 2022, "Orca", section 3).
 
-A learned position has no vector beyond the block, so nothing can simply go on there. Both ways out hold for every
-kind of position: `error` refuses before anything is generated, and `slide` drops the oldest tokens of the context and
-reads the rest again from position 0. It drops an eighth of a block at once, so that one token in many pays for the
-re-reading; with ``slide=1`` it is nanoGPT's moving window exactly.
+A session has as many rows as its decoder. One ``step`` makes a token for every row that is at work, and a row that
+ends is free for the next request in the queue, so a long text never waits for a short one nor the reverse. What a
+request gets depends on nothing but itself: not on the row, its neighbours, or the moment when it came.
 """
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from bonsaigpt.data.tokenizers import Tokenizer
-from bonsaigpt.engines import Engine
+from bonsaigpt.engines import Decoder
 from bonsaigpt.errors import GenerateError
-from bonsaigpt.sampling import Sampling, choose
+from bonsaigpt.generate.context import Context, check_lengths, read
+from bonsaigpt.generate.requests import Completion, Event, Finish, LogProb, Request
+from bonsaigpt.generate.speculation import Draft, Speculation
+from bonsaigpt.generate.text import TextStream
+from bonsaigpt.sampling import Chooser, choose_rows, log_probabilities
 
-__all__ = ["Overflow", "context_start", "generate", "generate_text"]
-
-Overflow = Literal["error", "slide"]
+__all__ = ["Session"]
 
 
-def generate(
-    engine: Engine,
-    model: Any,
-    prompt_BT: np.ndarray,
-    *,
-    tokens: int,
-    sampling: Sampling,
-    overflow: Overflow = "slide",
-    slide: int | None = None,
-    vocab_size: int | None = None,
-) -> Iterator[np.ndarray]:
-    """Yield the next token of every row, (B,) int64, ``tokens`` times.
+@dataclass(eq=False)
+class _Row:
+    """A request at work."""
+
+    number: int
+    request: Request
+    context: Context
+    chooser: Chooser
+    stream: TextStream | None
+    made: int = 0
+    logits_V: np.ndarray | None = None
+    """After the last token, where they are known already."""
+
+
+@dataclass(eq=False)
+class _Held:
+    """What a row's cache holds besides: the last request's prompt and the logits after it."""
+
+    context: Context | None = None
+    prompt: list[int] = field(default_factory=list)
+    logits_V: np.ndarray | None = None
+
+    def still_begins_with(self, prompt: list[int]) -> bool:
+        """Whether the cache begins with a prompt; the context may have moved on."""
+        return self.context is not None and self.context.seen()[: len(prompt)] == prompt
+
+
+class Session:
+    """Requests in, events out.
 
     Args:
-        prompt_BT: at least one token in each row; rows are continued independently of each other.
-        overflow: what to do past the block size.
-        slide: tokens dropped at once under ``slide``; none means an eighth of the block.
-        vocab_size: draw from the first so many ids alone: a head padded beyond its tokenizer has ids without a text.
-
-    Raises:
-        GenerateError: an empty prompt; a prompt with its continuation beyond the block under ``error``.
+        tokenizer: makes text of tokens; without one, events have tokens alone.
+        vocab_size: draw from the first so many ids: a head padded beyond its tokenizer has ids without a text.
+        draft: guesses several tokens, which the model then reads at once (speculative decoding).
+        reuse: begin with what a free row's cache holds already of a prompt, e.g. of a dialogue that goes on. The
+            logits are then the same but for rounding.
     """
-    block = engine.block_size(model)
-    slide = check_lengths(prompt_BT.shape[1], tokens, block, overflow, slide)
-    seen = prompt_BT.astype(np.int64)
-    cache = engine.cache(model, batch=len(seen))
-    start = context_start(seen.shape[1], block, slide)
-    fresh = seen[:, start:]
-    for _ in range(tokens):
-        logits_BV = engine.next_logits(model, fresh, cache)[:, :vocab_size]
-        token_B = choose(logits_BV, sampling, position=seen.shape[1])
-        yield token_B
-        seen = np.concatenate([seen, token_B[:, None]], axis=1)
-        moved = context_start(seen.shape[1], block, slide)
-        if moved == start:
-            fresh = seen[:, -1:]
-        else:  # every position in the cache is wrong now: read the shorter context again
-            start = moved
-            cache.clear()
-            fresh = seen[:, start:]
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer | None = None,
+        *,
+        vocab_size: int | None = None,
+        draft: Draft | None = None,
+        reuse: bool = False,
+    ) -> None:
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.speculation = Speculation()
+        """How often the draft was right."""
+        self._vocab_size = vocab_size if vocab_size is not None else tokenizer.vocab_size if tokenizer else None
+        self._draft, self._reuse = draft, reuse
+        self._rows: dict[int, _Row] = {}
+        self._held = [_Held() for _ in range(decoder.rows)]
+        self._queue: deque[tuple[int, Request]] = deque()
+        self._ended: list[Event] = []
+        self._count = 0
+
+    def add(self, request: Request) -> int:
+        """Queue a request; its number in events.
+
+        Raises:
+            GenerateError: it can never be met.
+        """
+        check_lengths(len(request.prompt), request.max_tokens, self.decoder.block_size, request.overflow, request.slide)
+        if self.tokenizer is None and request.stop:
+            raise GenerateError("stop strings need a tokenizer: give one to the session")
+        number, self._count = self._count, self._count + 1
+        self._queue.append((number, request))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """End a request now; its last event comes with the next step. One that has ended already is let be."""
+        waiting = [entry for entry in self._queue if entry[0] == number]
+        for entry in waiting:
+            self._queue.remove(entry)
+            self._ended.append(Event(number, finish="cancelled"))
+        for row in list(self._rows.values()):
+            if row.number == number:
+                self._ended.append(self._end(row, "cancelled"))
+
+    @property
+    def busy(self) -> bool:
+        """Whether another step brings something."""
+        return bool(self._rows or self._queue or self._ended)
+
+    def step(self) -> list[Event]:
+        """Admit what fits, then make the next token of every row at work; with a draft perhaps several of each."""
+        self._admit()
+        events, self._ended = self._ended, []
+        rows = [self._rows[row] for row in sorted(self._rows)]
+        if self._draft is not None:
+            rows = [row for row in rows if not self._speculate(row, events)]
+        if rows:
+            logits_RV = self._logits(rows)
+            positions = [len(row.context.tokens) for row in rows]
+            tokens = choose_rows(logits_RV, [row.chooser for row in rows], positions)
+            for row, token, logits_V in zip(rows, tokens, logits_RV, strict=True):
+                events.append(self._take(row, token, logits_V))
+        return events
+
+    def run(
+        self, requests: Iterable[Request], *, on_event: Callable[[Event], None] = lambda event: None
+    ) -> list[Completion]:
+        """Add requests and step until all is done; what became of them, in their order."""
+        found = {number: Completion(number) for number in [self.add(request) for request in requests]}
+        while self.busy:
+            for event in self.step():
+                if event.request in found:
+                    found[event.request].take(event)
+                on_event(event)
+        return list(found.values())
+
+    # ------------------------------------------------------------------ rows
+
+    def _admit(self) -> None:
+        while self._queue and len(self._rows) < self.decoder.rows:
+            number, request = self._queue.popleft()
+            if request.max_tokens == 0:
+                self._ended.append(Event(number, finish="length"))
+                continue
+            block = self.decoder.block_size
+            slide = check_lengths(len(request.prompt), request.max_tokens, block, request.overflow, request.slide)
+            prompt = [int(token) for token in request.prompt]
+            context = Context(0, prompt, block=block, slide=slide)
+            logits_V = self._place(context)
+            chooser = Chooser(
+                request.sampling,
+                prompt=np.array(prompt),
+                vocab_size=self._vocab_size or len(logits_V),
+                constraint=request.pattern.start() if request.pattern is not None else None,
+            )
+            stream = TextStream(self.tokenizer, request.stop) if self.tokenizer is not None else None
+            self._rows[context.row] = _Row(number, request, context, chooser, stream, logits_V=logits_V)
+
+    def _place(self, context: Context) -> np.ndarray:
+        """Find a row for a new text and read its prompt; logits after it, (V,).
+
+        The same prompt as some row's (best of n, several samples) is copied instead: bit for bit the same.
+        """
+        free = [row for row in range(self.decoder.rows) if row not in self._rows]
+        prompt = context.unread()
+        for source, held in enumerate(self._held):
+            if held.logits_V is None or held.prompt != prompt or not held.still_begins_with(prompt):
+                continue
+            context.row = source if source in free else free[0]
+            if source != context.row:
+                self.decoder.copy_row(source, context.row)
+            self.decoder.truncate(context.row, len(prompt))
+            context.held = len(prompt)
+            self._held[context.row] = _Held(context, prompt, held.logits_V)
+            return held.logits_V
+        common = {row: self._common(row, prompt) if self._reuse else 0 for row in free}
+        context.row = max(free, key=lambda row: (common[row], -row))
+        context.held = min(common[context.row], len(prompt) - 1)
+        self.decoder.truncate(context.row, context.held)
+        [logits_V] = read(self.decoder, [context])
+        self._held[context.row] = _Held(context, prompt, logits_V)
+        return logits_V
+
+    def _common(self, row: int, prompt: Sequence[int]) -> int:
+        """How many first tokens of a prompt a row's cache holds."""
+        context = self._held[row].context
+        seen = context.seen() if context is not None else []
+        length = min(len(seen), len(prompt))
+        differ = np.flatnonzero(np.array(seen[:length]) != np.array(prompt[:length]))
+        return int(differ[0]) if len(differ) else length
+
+    def _logits(self, rows: Sequence[_Row]) -> np.ndarray:
+        """Logits after each row's last token, (R, V)."""
+        waiting = [row for row in rows if row.logits_V is None]
+        fresh = read(self.decoder, [row.context for row in waiting]) if waiting else np.empty((0, 0))
+        if len(waiting) == len(rows):
+            return fresh
+        for row, logits_V in zip(waiting, fresh, strict=True):
+            row.logits_V = logits_V
+        found = np.stack([row.logits_V for row in rows if row.logits_V is not None])
+        for row in rows:
+            row.logits_V = None
+        return found
+
+    def _speculate(self, row: _Row, events: list[Event]) -> bool:
+        """Let the draft guess this row's next tokens and the model judge them; whether there was a guess.
+
+        The model reads all guesses at once; what it read after the first wrong one is forgotten.
+        """
+        context = row.context
+        most = min(context.room(), row.request.max_tokens - row.made - 1)
+        is_next = row.logits_V is None and context.held > 0 and len(context.unread()) == 1
+        if self._draft is None or most < 1 or not is_next:
+            return False
+        guesses = self._draft.guess(context, row.chooser, most)
+        if not guesses:
+            return False
+        logits_TV = self.decoder.verify(context.row, np.array([context.tokens[-1], *(token for token, _ in guesses)]))
+        context.held += 1
+        self.speculation.rounds += 1
+        self.speculation.guessed += len(guesses)
+        for (guess, probs_V), logits_V in zip([*guesses, (None, None)], logits_TV, strict=True):
+            position = len(context.tokens)
+            if guess is None or probs_V is None:
+                token = row.chooser.choose(logits_V, position=position)
+            else:
+                token = row.chooser.judge(guess, probs_V, logits_V, position=position)
+            right = token == guess
+            events.append(self._take(row, token, logits_V))
+            self.speculation.right += right
+            context.held += right
+            if not right or events[-1].finish is not None:
+                break
+        self.decoder.truncate(context.row, context.held)
+        return True
+
+    def _take(self, row: _Row, token: int, logits_V: np.ndarray) -> Event:
+        """The row goes on with a token, or ends."""
+        if row.chooser.leaves(token):
+            return self._end(row, "complete")
+        request = row.request
+        row.made += 1
+        row.context.append(token)
+        logprob = _report(logits_V[: self._vocab_size], token, request.logprobs)
+        if token in request.stop_tokens:
+            return self._end(row, "stop_token", token=token, logprob=logprob)
+        row.chooser.accept(token)
+        piece = row.stream.push(token) if row.stream is not None else ""
+        constraint = row.chooser.constraint
+        finish: Finish | None = None
+        if row.stream is not None and row.stream.stopped is not None:
+            finish = "stop_string"
+        elif constraint is not None and not constraint.allowed().any():
+            finish = "complete" if constraint.is_done() else "stuck"
+        elif row.made == request.max_tokens:
+            finish = "length" if constraint is None or constraint.is_done() else "incomplete"
+        if finish is not None:
+            return self._end(row, finish, token=token, piece=piece, logprob=logprob)
+        return Event(row.number, token, piece, logprob)
+
+    def _end(
+        self, row: _Row, finish: Finish, *, token: int | None = None, piece: str = "", logprob: LogProb | None = None
+    ) -> Event:
+        """The last event of a row, which is free now."""
+        del self._rows[row.context.row]
+        if row.stream is not None:
+            piece += row.stream.finish()
+        return Event(row.number, token, piece, logprob, finish)
 
 
-def context_start(length: int, block: int, slide: int) -> int:
-    """First token that still counts when ``length`` tokens were seen: 0, then multiples of ``slide``."""
-    return 0 if length <= block else -(-(length - block) // slide) * slide
-
-
-def check_lengths(prompt: int, tokens: int, block: int, overflow: Overflow, slide: int | None) -> int:
-    """Refuse what cannot be generated; the number of tokens to drop at once."""
-    if prompt < 1:
-        raise GenerateError("the prompt is empty: give at least one character, e.g. --prompt $'\\n'")
-    if tokens < 0:
-        raise GenerateError(f"{tokens} new tokens cannot be: use 0 or more")
-    if overflow == "error" and prompt + tokens - 1 > block:  # the last token is never read
-        raise GenerateError(
-            f"a prompt of {prompt} and {tokens} new tokens do not fit the model's block of {block}: shorten one, "
-            "or let the context slide with --overflow slide"
-        )
-    slide = slide if slide is not None else max(1, block // 8)
-    if not 1 <= slide <= block:
-        raise GenerateError(f"slide = {slide} cannot be: drop 1 to {block} tokens (the block size) at once")
-    return slide
-
-
-def generate_text(
-    engine: Engine,
-    model: Any,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    samples: int = 1,
-    tokens: int,
-    sampling: Sampling,
-    overflow: Overflow = "slide",
-    slide: int | None = None,
-    on_text: Callable[[int, str], None] | None = None,
-) -> list[str]:
-    """Continue one prompt several times; the continuations, without the prompt.
-
-    Row ``r`` is the same however many samples are drawn beside it. ``on_text(row, piece)`` receives each row's text
-    as soon as it is whole characters.
-    """
-    ids = tokenizer.encode(prompt)
-    prompt_BT = np.tile(ids.astype(np.int64), (samples, 1))
-    streams = [TextStream(tokenizer) for _ in range(samples)]
-    drawn = generate(
-        engine,
-        model,
-        prompt_BT,
-        tokens=tokens,
-        sampling=sampling,
-        overflow=overflow,
-        slide=slide,
-        vocab_size=tokenizer.vocab_size,
-    )
-    for token_B in drawn:
-        for row, token in enumerate(token_B.tolist()):
-            piece = streams[row].push(token)
-            if piece and on_text:
-                on_text(row, piece)
-    for row, stream in enumerate(streams):
-        rest = stream.finish()
-        if rest and on_text:
-            on_text(row, rest)
-    return [stream.text for stream in streams]
-
-
-class TextStream:
-    """Tokens to text, holding back the bytes of a character that is not whole yet."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.text = ""
-
-    def push(self, token: int) -> str:
-        """The text that this token completes, perhaps none."""
-        piece = self._decoder.decode(self._tokenizer.decode_bytes([token]))
-        self.text += piece
-        return piece
-
-    def finish(self) -> str:
-        """What is left: U+FFFD for a character that was never completed."""
-        piece = self._decoder.decode(b"", final=True)
-        self.text += piece
-        return piece
+def _report(logits_V: np.ndarray, token: int, top: int | None) -> LogProb | None:
+    if top is None:
+        return None
+    logprobs = log_probabilities(logits_V)
+    best = np.argsort(-logprobs, kind="stable")[:top].tolist() if top else []
+    return LogProb(token, float(logprobs[token]), tuple((i, float(logprobs[i])) for i in best))

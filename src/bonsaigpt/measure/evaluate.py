@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from bonsaigpt.data.batches import BatchSource
@@ -28,15 +29,22 @@ class Evaluation:
     """Share of rows whose every target is the first choice, for toys with an answer."""
     tokens: int
     """Targets that were scored."""
+    parts: dict[str, float] | None = None
+    """Of a mixture the loss on the validation split of each part; ``loss`` is their mean, weighted by shares."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; what does not apply is left out."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    def scalars(self) -> dict[str, float]:
+        """All single numbers by name, for curves; ``parts/NAME`` for the parts of a mixture."""
+        whole = {name: float(value) for name, value in self.as_dict().items() if name != "parts"}
+        return whole | {f"parts/{name}": loss for name, loss in (self.parts or {}).items()}
+
     @classmethod
     def from_dict(cls, scores: dict[str, Any]) -> Evaluation:
         """What ``as_dict`` gave."""
-        optional: dict[str, Any] = {"bits_per_byte": None, "exact": None}
+        optional: dict[str, Any] = {"bits_per_byte": None, "exact": None, "parts": None}
         return cls(**optional | scores)
 
 
@@ -44,6 +52,8 @@ def evaluate(
     engine: Engine, model: Any, source: BatchSource, *, advance: Callable[[str, int, int], None] | None = None
 ) -> Evaluation:
     """Score every target of the source's validation split exactly once; ``advance(what, done, total)`` follows."""
+    if source.parts:
+        return _weighted(engine, model, source, advance)
     total, solved, count, rows = 0.0, 0.0, 0, 0
     for batch in source.validation():
         loss_sum, right = engine.evaluate(model, batch, exact=source.exact_match)
@@ -63,3 +73,31 @@ def evaluate(
         exact=solved / rows if source.exact_match else None,
         tokens=count,
     )
+
+
+def _weighted(
+    engine: Engine, model: Any, source: BatchSource, advance: Callable[[str, int, int], None] | None
+) -> Evaluation:
+    """The expected scores of a sample of a mixture: means of the parts' nats, and of their bytes, a token."""
+    found: dict[str, Evaluation] = {}
+    loss, bytes_a_token, done = 0.0, 0.0, 0
+    for name, (share, part) in source.parts.items():
+        follow = None
+        if advance:
+            follow = partial(_shifted, advance, done, source.validation_count())
+        found[name] = evaluate(engine, model, part, advance=follow)
+        done += found[name].tokens
+        loss += share * found[name].loss
+        bytes_a_token += share * part.validation_bytes() / found[name].tokens
+    return Evaluation(
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        bits_per_byte=loss / math.log(2) / bytes_a_token if bytes_a_token else None,
+        exact=None,
+        tokens=done,
+        parts={name: evaluation.loss for name, evaluation in found.items()},
+    )
+
+
+def _shifted(advance: Callable[[str, int, int], None], before: int, total: int, what: str, done: int, _: int) -> None:
+    advance(what, before + done, total)

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from bonsaigpt.config import NoRamp, RunConfig
-from bonsaigpt.data.batches import Batch, BatchSource, TokenBatches
+from bonsaigpt.data.batches import Batch, BatchSource
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.engines import Engine
 from bonsaigpt.measure.accounting import flops_per_token, matrix_parameters
@@ -77,9 +77,9 @@ class Forecast:
     """Of all steps."""
     tokens: int
     """Targets of all steps."""
-    epochs: float | None
-    """How often each token of the training split is seen from the first step to the last, also of a run that has some
-    behind it; None where data are made on the way."""
+    passes: dict[str, float]
+    """How often each token of each training text is seen from the first step to the last, also of a run that has some
+    behind it; empty where data are made on the way."""
     times: Times | None
     """None where a step would not fit into memory."""
     checkpoint: int
@@ -89,6 +89,11 @@ class Forecast:
     disk_free: int
     loss: Prediction | str
     """At the end of the run; or in words why it cannot be predicted."""
+
+    @property
+    def epochs(self) -> float | None:
+        """Of the training text that is seen most often."""
+        return max(self.passes.values(), default=None)
 
     @property
     def disk(self) -> int:
@@ -155,7 +160,7 @@ def forecast(
         flops_per_token=flops_per_token(config.model),
         flops=sum(count * flops[size] for size, (count, _) in steps.items()),
         tokens=tokens,
-        epochs=_epochs(config, source),
+        passes=_passes(config, source),
         times=times,
         checkpoint=4 * parameter_count(config.model) + memory.state,
         checkpoints=3 + kept,  # best and last, and the next one while it is written; the others for good
@@ -164,11 +169,9 @@ def forecast(
     )
 
 
-def _epochs(config: RunConfig, source: BatchSource) -> float | None:
-    if not isinstance(source, TokenBatches):
-        return None
+def _passes(config: RunConfig, source: BatchSource) -> dict[str, float]:
     positions = sum(count * source.batch_at(first).tokens_BT.size for count, first in _steps(config, 0).values())
-    return positions / len(source.train)
+    return dict(source.passes(positions))
 
 
 def _steps(config: RunConfig, begin: int) -> dict[_Size, tuple[int, int]]:

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from bonsaigpt.config import RunConfig
-from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
+from bonsaigpt.data.batches import Batch, BatchSource
 from bonsaigpt.engines import Engine, Metrics
 from bonsaigpt.measure.accounting import flops_by_kind
 from bonsaigpt.measure.anatomy import Anatomy, anatomy
@@ -191,9 +191,7 @@ def profile(
 
 def _part(batch: Batch, workers: int) -> Batch:
     """As many rows as one worker takes."""
-    rows = -(-len(batch.tokens_BT) // workers)
-    targets_BT = batch.targets_BT[:rows]
-    return Batch(tokens_BT=batch.tokens_BT[:rows], targets_BT=targets_BT, count=int((targets_BT != IGNORE).sum()))
+    return batch.first(-(-len(batch.tokens_BT) // workers))
 
 
 def _memory(engine: Engine, step: Callable[[], Metrics]) -> tuple[MemoryPoint, ...]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from bonsaigpt.config import RunConfig
 from bonsaigpt.recipes import flatten
+from bonsaigpt.units import count
 
 __all__ = ["Prediction", "Scaling", "compared_settings", "fit", "leave_one_out"]
 
@@ -111,12 +112,20 @@ class Scaling:
 
     def predict(self, parameters: int, tokens: int) -> Prediction:
         """The loss of a run that ``why_not`` has nothing against."""
-        beyond: list[str] = []
+        return Prediction(self.loss(parameters, tokens), 2 * self.spread, self._beyond(parameters, tokens))
+
+    def _beyond(self, parameters: int, tokens: int) -> str:
+        words: list[str] = []
         for value, what, column in ((parameters, "parameters", 0), (tokens, "tokens", 1)):
             low, high = min(run[column] for run in self.runs), max(run[column] for run in self.runs)
             if not low <= value <= high:
-                beyond.append(f"{value / 1e6:.3g} M {what}, the runs had {low / 1e6:.3g} to {high / 1e6:.3g} M")
-        return Prediction(self.loss(parameters, tokens), 2 * self.spread, "; ".join(beyond))
+                words.append(f"{count(value)} {what}, the runs had {count(low)} to {count(high)}")
+        if not words and not _is_among((parameters, tokens), [run[:2] for run in self.runs]):
+            words.append(
+                f"{count(parameters)} parameters and {count(tokens)} tokens lie within the runs each, but "
+                "not both together"
+            )
+        return "; ".join(words)
 
 
 def compared_settings(config: RunConfig) -> dict[str, Any]:
@@ -178,6 +187,16 @@ def leave_one_out(runs: list[tuple[int, int, float]]) -> list[float]:
         E, A, a, B, b = fit([*runs[:i], *runs[i + 1 :]])
         errors.append(E + A / n**a + B / d**b - found)
     return errors
+
+
+def _is_among(point: tuple[int, int], others: list[tuple[int, int]]) -> bool:
+    """Whether a point lies in the convex hull of others, their edge included, on logarithmic axes: seen from outside,
+    they all lie within less than half a turn."""
+    away = np.log(others) - np.log(point)
+    if (away == 0.0).all(axis=1).any():
+        return True
+    angles = np.sort(np.arctan2(away[:, 1], away[:, 0]))
+    return bool(np.diff(angles, append=angles[0] + 2 * np.pi).max() <= np.pi + 1e-9)
 
 
 def _word(value: Any) -> str:

@@ -14,6 +14,7 @@ from bonsaigpt.recipes import flatten
 from bonsaigpt.report.curves import SMALL, WIDE, Curve, chart, seconds_axis, smoothed
 from bonsaigpt.report.history import History, Sample, read_history
 from bonsaigpt.report.markup import document, figures, panel, settings_table, swatch, text
+from bonsaigpt.units import duration, named, size
 
 __all__ = ["write_report"]
 
@@ -79,29 +80,19 @@ def _key_figures(history: History) -> str:
         entries.append(("Exact", f"{exact:.2%}", "of unseen rows entirely right"))
     else:
         entries.append(("Bits per byte", _number(bits, ".3f"), "comparable across tokenizers"))
-    size = history.config.model
+    model = history.config.model
     entries += [
         (
             "Parameters",
             _number(history.parameters, ","),
-            f"{size.n_layer} layer{'s' * (size.n_layer > 1)}, width {size.n_embd}, context {size.block_size}",
+            f"{named(model.n_layer, 'layer')}, width {model.n_embd}, context {model.block_size}",
         ),
         ("Steps", f"{history.steps:,}", f"of {history.config.train.steps:,}; {history.tokens:,} tokens"),
         ("Training time", duration(history.seconds), "evaluation and saving left out"),
         ("Tokens a second", _number(speed, ",.0f"), "mean of the run"),
-        ("Peak memory", f"{memory:,.0f} MiB" if memory is not None else "–", "of the training process"),
+        ("Peak memory", size(memory * 2**20) if memory is not None else "–", "of the training process"),
     ]
     return figures(entries)
-
-
-def duration(seconds: float) -> str:
-    """``12.3 s``, ``2 min 46 s``, ``3 h 12 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def _number(value: float | None, form: str) -> str:

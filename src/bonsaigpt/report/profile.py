@@ -17,8 +17,9 @@ from bonsaigpt.report.curves import WIDE, Curve, chart
 from bonsaigpt.report.markup import Bar, bars, document, figures, panel, settings_table, swatch, text
 from bonsaigpt.report.page import shown
 from bonsaigpt.trace import MARKS
+from bonsaigpt.units import named, quantity, rate, size
 
-__all__ = ["part_names", "rate", "short_name", "write_profile"]
+__all__ = ["part_names", "short_name", "write_profile"]
 
 _COLOURS = {
     "matrix products": "var(--c0)",
@@ -62,14 +63,6 @@ def write_profile(profile: Profile, path: Path, *, name: str, about: str, comman
     return path
 
 
-def rate(flops: float) -> str:
-    """``41.2 GFLOP/s``, ``0.62 PFLOP/s``."""
-    for size, letter in ((1e15, "P"), (1e12, "T")):
-        if flops >= size:
-            return f"{flops / size:.3g} {letter}FLOP/s"
-    return f"{flops / 1e9:.3g} GFLOP/s"
-
-
 def short_name(operator: str) -> str:
     """An operator's name without the path of autograd's own call, and without the hash of a compiled graph."""
     name = operator.replace("autograd::engine::evaluate_function: ", "autograd: ")
@@ -89,7 +82,7 @@ def _ms(seconds: float) -> str:
 def _head(profile: Profile, name: str, about: str) -> str:
     rows, length = profile.shape
     words = [
-        f"{profile.steps} steps of {rows} × {length} tokens recorded, from step {profile.at:,} on",
+        f"{named(profile.steps, 'step')} of {rows} × {length} tokens recorded, from step {profile.at:,} on",
         str(profile.environment.get("device", "")),
         _threads(profile),
     ]
@@ -100,7 +93,7 @@ def _head(profile: Profile, name: str, about: str) -> str:
 
 def _threads(profile: Profile) -> str:
     count = profile.anatomy.threads
-    return f"{count} thread{'s' * (count > 1)} at work"
+    return f"{named(count, 'thread')} at work"
 
 
 def _workers_words(profile: Profile) -> str:
@@ -116,7 +109,11 @@ def _key_figures(profile: Profile) -> str:
         [
             ("A step", f"{_ms(profile.seconds)} ms", f"{_ms(low)} to {_ms(high)}, without the profiler"),
             ("Tokens a second", f"{profile.tokens / profile.seconds:,.0f}", f"{profile.tokens:,} a step"),
-            ("MFU", f"{profile.mfu:.1%}", f"{rate(profile.flops_per_second)} of {rate(profile.peak_flops)}"),
+            (
+                "MFU",
+                f"{profile.mfu:.1%}",
+                f"{rate(profile.flops_per_second)} of {rate(profile.peak_flops)}",
+            ),
             (
                 "Of the roofline",
                 f"{profile.roofline_share:.1%}",
@@ -124,8 +121,8 @@ def _key_figures(profile: Profile) -> str:
             ),
             ("Accounted for", f"{found.accounted:.1%}", "of the recorded time of all threads"),
             ("In operators", f"{found.in_operators:.1%}", "the rest is Python and waiting"),
-            ("Operations", f"{flops / 1e9:,.3g} GFLOP", f"a step; {flops / profile.tokens / 1e6:,.3g} M a token"),
-            ("Peak memory", f"{profile.peak_memory / 2**20:,.1f} MiB", _workers_words(profile)),
+            ("Operations", quantity(flops, "FLOP"), f"a step; {quantity(flops / profile.tokens, 'FLOP')} a token"),
+            ("Peak memory", size(profile.peak_memory), _workers_words(profile)),
         ]
     )
 
@@ -225,7 +222,7 @@ def _products(profile: Profile) -> str:
         )
     note = (
         f"Measured here: {rate(machine.flops)} in the fastest matrix product, against which MFU is "
-        f"{profile.mfu_measured:.1%}, and {machine.bandwidth / 1e9:,.3g} GB/s of memory traffic; one limit meets the "
+        f"{profile.mfu_measured:.1%}, and {quantity(machine.bandwidth, 'B/s')} of memory traffic; one limit meets the "
         f"other at {machine.ridge:.0f} operations a byte. The ticks mark the least time by that roofline, and the time "
         "of the same products alone, one after another. Times in ms."
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.config import NoRamp, RunConfig, SortData, derive
+from bonsaigpt.config import NoRamp, RunConfig, TaskData, derive
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
@@ -24,6 +24,7 @@ from bonsaigpt.study.plan import Point
 from bonsaigpt.study.results import Result, Summary, verdict
 from bonsaigpt.study.statistics import Estimate, estimate
 from bonsaigpt.study.sweep import Sweep
+from bonsaigpt.units import named
 
 __all__ = ["VARIED", "BatchStudy", "Outcome", "Pair", "analyse", "batch_points", "own_losses", "pairs", "write_json"]
 
@@ -59,7 +60,7 @@ def pairs(tokens_per_step: Sequence[int], blocks: Sequence[int]) -> list[Pair]:
     found = list(dict.fromkeys(found))
     if len(found) < 2:
         raise ConfigError(
-            f"blocks of {_list(blocks)} tokens give {len(found)} way{'s' * (len(found) != 1)} to make a step of "
+            f"blocks of {_list(blocks)} tokens give {named(len(found), 'way')} to make a step of "
             f"{_list(tokens_per_step)}: choose blocks that divide it"
         )
     return found
@@ -77,8 +78,8 @@ def batch_points(base: RunConfig, found: Sequence[Pair], *, budget: int | None, 
     """
     shortest = min(pair.block for pair in found)
     context = context or shortest
-    if isinstance(base.data, SortData):
-        raise ConfigError("a list to sort has one length, so nothing can be cut: take a recipe with text, or zero-one")
+    if isinstance(base.data, TaskData):
+        raise ConfigError("a toy's row has one length, so nothing can be cut: take a recipe with text, or zero-one")
     if not (isinstance(base.train.batch_ramp, NoRamp) and isinstance(base.train.context_ramp, NoRamp)):
         raise ConfigError(
             "a ramp changes batch or block on the way, and this study compares fixed ones: give "

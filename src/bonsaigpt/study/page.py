@@ -13,6 +13,7 @@ from bonsaigpt.report.markup import document, table, text
 from bonsaigpt.study.results import Summary, results, verdict
 from bonsaigpt.study.results import table as points_table
 from bonsaigpt.study.sweep import Sweep
+from bonsaigpt.units import named
 
 __all__ = ["commands_section", "header", "runs_section", "write_sweep"]
 
@@ -47,8 +48,8 @@ def header(sweep: Sweep, said: str) -> str:
     plan = sweep.plan
     words = [sweep.status_of(run).word for run in plan.runs]
     done, failed = words.count("done"), words.count("failed")
-    points = f"{len(plan.points)} point{'s' * (len(plan.points) > 1)} of {plan.recipe}"
-    seeds = f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)} each"
+    points = f"{named(len(plan.points), 'point')} of {plan.recipe}"
+    seeds = f"{named(len(plan.seeds), 'seed')} each"
     status = f"all {done} runs done" if done == len(words) else f"{done} of {len(words)} runs done"
     status += f", {failed} failed" if failed else ""
     unbroken = said.replace(" ± ", "\u00a0±\u00a0")  # a line must not end inside a figure

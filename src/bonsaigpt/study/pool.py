@@ -11,16 +11,14 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bonsaigpt.errors import OutputError
 from bonsaigpt.files import writing
 from bonsaigpt.train.interrupt import Interrupt
 
-__all__ = ["STOPPED", "Executor", "ProcessPool", "Started", "Work", "failure", "lock", "run_all"]
+__all__ = ["STOPPED", "Executor", "ProcessPool", "Started", "Work", "failure", "run_all"]
 
 STOPPED = (130, 143)
 """Exit codes of a run that a signal asked to stop: it has saved, and can go on."""
@@ -163,28 +161,3 @@ def failure(code: int, log: Path) -> str:
         lines = []
     ours = [line.removeprefix("bonsai: ") for line in lines if line.startswith("bonsai: ")]
     return (ours or [line for line in lines if line] or [f"exit code {code}"])[-1]
-
-
-@contextmanager
-def lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a file or folder for this process alone; the system releases it, however the process ends.
-
-    Raises:
-        OutputError: another process holds it, and we are not to ``wait``.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing is held
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{path} is being worked on by another process: wait for it, or stop it first") from None
-        except OSError:  # a network disk without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)

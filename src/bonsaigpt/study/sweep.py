@@ -26,10 +26,10 @@ from bonsaigpt.checkpoint.files import read_state
 from bonsaigpt.config import RunConfig, ZeroOneData, dump_toml, load_toml, validate
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.errors import CheckpointError, OutputError
-from bonsaigpt.files import folder_aside, replace_folder, write_text, writing
+from bonsaigpt.files import folder_aside, lock, replace_folder, write_text, writing
 from bonsaigpt.recipes import flatten
 from bonsaigpt.study.plan import Plan, PlannedRun
-from bonsaigpt.study.pool import STOPPED, Executor, Work, failure, lock, run_all
+from bonsaigpt.study.pool import STOPPED, Executor, Work, failure, run_all
 
 __all__ = ["Status", "Sweep", "is_finished", "prepare_data"]
 

@@ -15,7 +15,7 @@ from bonsaigpt.structure import Structure
 from bonsaigpt.torch_engine.elementwise import rms_norm, rotate
 from bonsaigpt.torch_engine.linear import Linear
 
-__all__ = ["Attention", "Where", "attend", "causal_mask"]
+__all__ = ["Attention", "Where", "attend", "causal_mask", "document_mask"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,22 @@ class Where:
     rotation: tuple[Tensor, Tensor] | None
     """cos and sin for these positions, (T, 1, K/2) or (B, T, 1, K/2), where the model uses RoPE."""
     cache: KVCache | None
+    mask: Tensor | None = None
+    """Where a query may look, (B, 1, T, T); None means at every earlier position. With a cache it follows from the
+    positions of its slots."""
 
 
 def causal_mask(query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor:
     """True where a query may look, (B, 1, T, S): at filled slots of its own or an earlier position."""
     keys = key_positions_BS[:, None, None, :]
     return (keys >= 0) & (keys <= query_positions_BT[:, None, :, None])
+
+
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """True where a query may look, (B, 1, T, T): at its own or an earlier position of its own document."""
+    T = documents_BT.shape[1]
+    earlier_TT = torch.ones(T, T, dtype=torch.bool, device=documents_BT.device).tril()
+    return (documents_BT[:, None, :, None] == documents_BT[:, None, None, :]) & earlier_TT
 
 
 def attend(
@@ -93,7 +103,7 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK = qk_BTHK.split([self.n_head, self.n_kv_head], dim=2)
         q_BHTK, k_BGTK, v_BGTK = (t.transpose(1, 2) for t in (q_BTHK, k_BTGK, v_BTGK))
 
-        mask = None
+        mask = where.mask
         if where.cache is not None:
             k_BGTK, v_BGTK, slots_BS = where.cache.extend(self.layer, k_BGTK, v_BGTK, where.positions_BT)
             assert where.positions_BT is not None

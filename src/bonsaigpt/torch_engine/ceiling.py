@@ -15,8 +15,9 @@ import torch
 
 from bonsaigpt.torch_engine.device import Placement, synchronize
 from bonsaigpt.torch_engine.workers import WorkerPool
+from bonsaigpt.units import named, rate
 
-__all__ = ["Ceiling", "ceiling", "copy_rate", "known_peak", "product_rate"]
+__all__ = ["Ceiling", "ceiling", "copy_rate", "known_peak", "product_rate", "read_rate"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,8 @@ def ceiling(placement: Placement, pool: WorkerPool) -> Ceiling:
     if _key(placement, pool) not in _fastest:
         product_rate(placement, pool, seconds=_QUICK)
     flops = _fastest[_key(placement, pool)]
-    on = f"{pool.count} x {pool.threads} threads" if device.type == "cpu" else str(device)
-    return Ceiling(
-        flops, f"measured here: the fastest {_words(dtype)} matrix product on {on}, {flops / 1e9:,.0f} GFLOP/s"
-    )
+    on = f"{pool.count} x {named(pool.threads, 'thread')}" if device.type == "cpu" else str(device)
+    return Ceiling(flops, f"measured here: the fastest {_words(dtype)} matrix product on {on}, {rate(flops)}")
 
 
 _Key = tuple[str, torch.dtype, int, int]
@@ -153,6 +152,17 @@ def copy_rate(placement: Placement, pool: WorkerPool, *, seconds: float) -> floa
         return lambda: target.copy_(source)
 
     return 2 * size * _calls_per_second(copy, placement.device, pool, seconds)
+
+
+def read_rate(placement: Placement, pool: WorkerPool, *, seconds: float) -> float:
+    """Bytes a second that all workers together read while each sums what no cache holds."""
+    size = 2**30 if placement.device.type == "cuda" else 2**27
+
+    def read() -> Callable[[], object]:
+        numbers = torch.ones(size // 4, device=placement.device)
+        return numbers.sum
+
+    return size * _calls_per_second(read, placement.device, pool, seconds)
 
 
 def _calls_per_second(

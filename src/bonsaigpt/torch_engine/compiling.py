@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from bonsaigpt.config import RunConfig, derive
+from bonsaigpt.units import duration, named
 
 __all__ = ["Decision", "compile_module", "decide_compiling", "what_is_missing"]
 
@@ -73,9 +74,9 @@ def decide_compiling(
         return Decision(False, safe, f"off: when it was tried here, a compiled step was {gain:.2f}x as fast")
     steps = config.train.steps - begin
     if steps * before * (1 - 1 / gain) < cost:
-        ours = f"{steps:,} step{'s' * (steps != 1)} of {_duration(before)}"
-        words = f"{ours} could save {_duration(steps * before * (1 - 1 / gain))}"
-        return Decision(False, safe, f"off: {words}, compiling costs about {_duration(cost)}")
+        ours = f"{named(steps, 'step')} of {duration(before)}"
+        words = f"{ours} could save {duration(steps * before * (1 - 1 / gain))}"
+        return Decision(False, safe, f"off: {words}, compiling costs about {duration(cost)}")
     if kernel == "auto" and device.type == "cpu" and config.model.dropout == 0:
         plain = seconds_a_step(resolved(False, "plain"))
         if plain <= _WORTH * before:
@@ -89,7 +90,7 @@ def decide_compiling(
     note.write(before / after)
     if after > _WORTH * before:
         return Decision(False, safe, f"off: a compiled step measured {before / after:.2f}x as fast, not worth it")
-    return Decision(True, safe, f"on: {before / after:.2f}x as fast, measured; compiling took {_duration(spent)}")
+    return Decision(True, safe, f"on: {before / after:.2f}x as fast, measured; compiling took {duration(spent)}")
 
 
 def compile_module(module: nn.Module, device: torch.device) -> None:
@@ -134,9 +135,3 @@ class _Note:
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps({"gain": round(gain, 3)}), encoding="utf-8")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1e-3:
-        return "less than 1 ms"
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.0f} s"

@@ -16,6 +16,7 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.torch_engine.compiling import decide_compiling
 from bonsaigpt.torch_engine.formats import decide_matrices, decide_precision
 from bonsaigpt.torch_engine.room import Choice, choose_rows
+from bonsaigpt.units import named
 
 if TYPE_CHECKING:
     from bonsaigpt.torch_engine.engine import TorchEngine
@@ -100,7 +101,7 @@ def _workers(engine: TorchEngine, config: RunConfig) -> tuple[int, str]:
     if config.model.dropout:
         return 1, "one: dropout draws from a generator that workers would share"
     pool = engine.pool
-    return pool.count, f"{pool.count}, each with its part of the batch and {pool.threads} threads"
+    return pool.count, f"{pool.count}, each with its part of the batch and {named(pool.threads, 'thread')}"
 
 
 def _rows(engine: TorchEngine, config: RunConfig, workers: int) -> Choice:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bonsaigpt.errors import DeviceError
+from bonsaigpt.units import named
 
 __all__ = ["NUMBER_FORMATS", "Placement", "bf16_native", "choose_placement", "synchronize"]
 
@@ -68,7 +69,7 @@ def _device(device: str) -> tuple[torch.device, str]:
             return torch.device("cuda"), f"cuda: {torch.cuda.get_device_name()}"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "mps: no CUDA device here"
-        return torch.device("cpu"), f"cpu with {torch.get_num_threads()} threads: no GPU here"
+        return torch.device("cpu"), f"cpu with {named(torch.get_num_threads(), 'thread')}: no GPU here"
     try:
         chosen = torch.device(device)
     except RuntimeError:

@@ -22,19 +22,23 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.processes import Process
 from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.torch_engine.cache import FullCache
-from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate
+from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
 from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.deciding import decide
+from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
+from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import count_step
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
+from bonsaigpt.torch_engine.native.decoder import NativeDecoder
 from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.parallel import Layout, Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.room import refuse_hopeless, room
+from bonsaigpt.torch_engine.rounding import Weights, rounded
 from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
 from bonsaigpt.trace import Room, StepMemory, Trace
@@ -177,7 +181,10 @@ class TorchEngine:
             model=model,
             optimizer=optimizer,
             guard=Guard(
-                spike=config.train.guard.spike, device=device, loss_scaling=self.placement.dtype == torch.float16
+                spike=config.train.guard.spike,
+                max_skips=config.train.guard.max_skips,
+                device=device,
+                loss_scaling=self.placement.dtype == torch.float16,
             ),
             layout=layout,
             pool=pool,
@@ -295,6 +302,21 @@ class TorchEngine:
             dtype=self.placement.dtype,
         )
 
+    def decoder(
+        self, model: GPT, *, rows: int, weights: Weights = "fp32", tokens: int | None = None
+    ) -> NativeDecoder | EagerDecoder:
+        """The fastest way here to go on with ``rows`` texts.
+
+        Args:
+            weights: ``int8`` rounds the matrices, one scale for each output channel; ``fp32`` leaves them as they are.
+            tokens: how many are expected in all, if known: nothing is built that would not pay for itself.
+        """
+        return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens)
+
+    def rounded(self, model: GPT) -> GPT:
+        """The model with what int8 keeps of its matrices: to evaluate what that costs."""
+        return rounded(model)
+
     @torch.inference_mode()
     def next_logits(self, model: GPT, tokens_BT: np.ndarray, cache: FullCache | None = None) -> np.ndarray:
         """Logits of the token after the last, (B, V) float32 on the host; the cache takes the new tokens."""
@@ -318,6 +340,10 @@ class TorchEngine:
     def copy_rate(self, *, seconds: float) -> float:
         """Bytes a second that are read and written while memory is copied, measured."""
         return copy_rate(self.placement, self.pool, seconds=seconds)
+
+    def read_rate(self, *, seconds: float) -> float:
+        """Bytes a second that are read from memory which no cache holds, measured."""
+        return read_rate(self.placement, self.pool, seconds=seconds)
 
     def alone(self, state: State) -> State:
         """The same state, computed by the calling thread without workers."""

@@ -1,8 +1,9 @@
 """Whether a step's gradient may be used, decided on the device: nobody waits for the answer.
 
 A step is skipped if its loss or gradient is not finite, or if its gradient norm stands out: above ten times the running
-mean and ``spike`` standard deviations of its logarithm. The same place holds the loss scale of fp16, which falls when a
-gradient overflows and grows again after a long quiet stretch (Micikevicius et al. 2018).
+mean and ``spike`` standard deviations of its logarithm. After ``max_skips`` in a row no step is taken until the
+run goes back to a checkpoint, so it does not matter how much later somebody looks. The same place holds the loss scale
+of fp16, which falls when a gradient overflows and grows again after a long quiet stretch (Micikevicius et al. 2018).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ class Guard:
 
     FIELDS = ("mean", "variance", "seen", "scale", "quiet", "skipped", "in_a_row")
 
-    def __init__(self, *, spike: float, device: torch.device, loss_scaling: bool = False) -> None:
-        self.spike, self.loss_scaling = spike, loss_scaling
+    def __init__(
+        self, *, spike: float, device: torch.device, max_skips: float = math.inf, loss_scaling: bool = False
+    ) -> None:
+        self.spike, self.max_skips, self.loss_scaling = spike, max_skips, loss_scaling
         zero = torch.zeros((), device=device)
         self.mean, self.variance, self.seen, self.quiet, self.skipped, self.in_a_row = (zero.clone() for _ in range(6))
         self.scale = torch.full((), 2.0**16 if loss_scaling else 1.0, device=device)
@@ -43,6 +46,11 @@ class Guard:
         if self.spike:
             limit = self.mean + (self.spike * self.variance.sqrt()).clamp_min(math.log(10.0))
             good = finite & ((size <= limit) | (self.seen < _WARMUP))
+        is_shut = self.in_a_row >= self.max_skips
+        counts = ~(good | is_shut)
+        if self.loss_scaling:  # an overflow that a smaller scale may mend is no trouble yet
+            counts &= finite | (self.scale <= 1.0)
+        good = good & ~is_shut
         keep = good.float()
         rate = keep / (self.seen + 1).clamp_max(1 / _RATE)
         delta = torch.where(good, size - self.mean, 0.0)
@@ -50,7 +58,7 @@ class Guard:
         self.variance += rate * (delta.square() - self.variance)
         self.seen += keep
         self.skipped += 1 - keep
-        self.in_a_row.add_(1.0).mul_(1 - keep)
+        self.in_a_row.add_(counts).mul_(1 - keep)
         if self.loss_scaling:
             self.quiet.add_(1.0).mul_(finite)
             doubled = self.quiet >= _GROWTH

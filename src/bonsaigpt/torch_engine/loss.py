@@ -32,10 +32,12 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.z_loss = model, z_loss
 
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats."""
         model = self.model
-        hidden_BTD = model.hidden(tokens_BT)
+        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT)
         if targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
             return fused_head_loss(
                 hidden_BTD,

@@ -68,11 +68,12 @@ def count_step(
 
         held.by = _ACTIVATIONS
         tokens_BT = torch.zeros(rows, config.model.block_size, dtype=torch.long)
+        documents_BT = tokens_BT.int() if getattr(config.data, "document_mask", False) else None
         held.begin()
         for _ in range(min(passes, 2)):
             held.by = _ACTIVATIONS
             with placement.autocast():
-                objective, loss = learner(tokens_BT, tokens_BT)
+                objective, loss = learner(tokens_BT, tokens_BT, documents_BT)
             held.by = _GRADIENTS
             objective.backward()
             del objective, loss

@@ -18,7 +18,7 @@ from bonsaigpt.config import ModelConfig, RopePosition
 from bonsaigpt.kv import KVCache
 from bonsaigpt.spec import initial_value, parameters
 from bonsaigpt.structure import Structure, structures
-from bonsaigpt.torch_engine.attention import Attention, Where
+from bonsaigpt.torch_engine.attention import Attention, Where, document_mask
 from bonsaigpt.torch_engine.linear import Linear, Norm, linear
 from bonsaigpt.torch_engine.mlp import MLP
 from bonsaigpt.torch_engine.rope import rotation_table
@@ -108,9 +108,24 @@ class GPT(nn.Module):
         """The matrix from the last hidden state to the logits, (V, D)."""
         return self.transformer.wte.weight if self.config.tie_embeddings else self.lm_head.weight
 
-    def hidden(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache."""
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache.
+
+        ``documents_BT``: the document of each token, numbered upwards along a row. Attention stays inside it, and its
+        positions start at 0: so a document in a row gives what it gives alone, and is seen where generation starts.
+        """
         B, T = tokens_BT.shape
+        mask = None
+        if documents_BT is not None:
+            mask = document_mask(documents_BT)
+            positions_BT = mask[:, 0].sum(dim=-1) - 1  # how many of its document stand before
         if positions_BT is None and cache is not None:
             steps = torch.arange(cache.length, cache.length + T, device=tokens_BT.device)
             positions_BT = steps.expand(B, T)
@@ -125,7 +140,7 @@ class GPT(nn.Module):
             else:
                 rotation = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
         x_BTD = self.transformer.drop(x_BTD)
-        where = Where(positions_BT, rotation, cache)
+        where = Where(positions_BT, rotation, cache, mask)
         for block in self.transformer.h:
             if self.recompute and self.training:  # Chen et al. 2016: keep the input, compute the rest again
                 x_BTD = checkpoint(block, x_BTD, where, use_reentrant=False)
@@ -143,9 +158,16 @@ class GPT(nn.Module):
             logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
         return logits
 
-    def forward(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Logits of the next token at every position, (B, T, V)."""
-        return self.logits(self.hidden(tokens_BT, positions_BT=positions_BT, cache=cache))
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the next token at every position, (B, T, V); see ``hidden``."""
+        return self.logits(self.hidden(tokens_BT, positions_BT=positions_BT, cache=cache, documents_BT=documents_BT))
 
 
 def build(config: ModelConfig, *, seed: int | None = None, values: Arrays | None = None) -> GPT:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -15,6 +15,7 @@ from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.trace import Room
+from bonsaigpt.units import named, size
 
 __all__ = ["Choice", "at_least", "at_most", "choose_rows", "fitting_rows", "refuse_hopeless", "room"]
 
@@ -36,14 +37,49 @@ def room(device: torch.device) -> Room | None:
     return _in_container(found)
 
 
-def _in_container(found: Room, group: Path = Path("/sys/fs/cgroup")) -> Room:
-    """The same within the limit of a container (cgroup v2), which /proc/meminfo does not know."""
-    with suppress(OSError, ValueError, KeyError):  # no container, or no limit: the word `max`
-        most = int((group / "memory.max").read_text())
-        words = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        held = int((group / "memory.current").read_text()) - int(words["inactive_file"])  # the kernel can drop these
-        return Room(min(found.free, max(0, most - held)), min(found.total, most))
+def _in_container(found: Room, root: Path = Path("/")) -> Room:
+    """The same within the limits of this process' control groups (a container, a cluster's job), which /proc/meminfo
+    does not know. A group is held by the limits of all groups around it as well, so the tightest one counts."""
+    for group, version in _control_groups(root):
+        with suppress(OSError, ValueError, KeyError):  # no such file here, or no limit: the word `max`
+            most = int((group / version.limit).read_text())
+            words = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # What files have left in memory the kernel can drop.
+            held = int((group / version.usage).read_text()) - int(words[version.droppable])
+            found = Room(min(found.free, max(0, most - held)), min(found.total, most))
     return found
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Where a version of Linux's control groups keeps its figures."""
+
+    mount: str
+    limit: str
+    usage: str
+    droppable: str
+    """In memory.stat; groups below are in it."""
+
+
+_V1 = _Version("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Version("", "memory.max", "memory.current", "inactive_file")
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, _Version]]:
+    """The folders of this process' own group, and of all around it up to the mount, innermost first. In a container
+    the path may be that of the machine outside: its folders are missing here, and the mount is the container's."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:  # number:controllers:path; version 2 has no controllers
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version = _V1 if controllers else _V2
+        mount, own = root / "sys/fs/cgroup" / version.mount, PurePosixPath(path.lstrip("/"))
+        for group in (own, *own.parents):
+            yield mount / group, version
 
 
 @dataclass(frozen=True)
@@ -77,7 +113,7 @@ def choose_rows(
         DeviceError: ``least`` is more than the device has altogether.
     """
     asked = config.train.micro_batch > 0
-    why = "as asked" if asked else f"{rows} sequences in one pass"
+    why = "as asked" if asked else f"{named(rows, 'sequence')} in one pass"
     if space is None or at_most(config, rows=rows, workers=workers) <= space.usable:
         return Choice(rows, why, fits=True)
     try:
@@ -88,18 +124,20 @@ def choose_rows(
         single = 0 if fitting else least()
     except Exception as error:  # what torch cannot do with fake tensors on some device is no reason not to train
         return Choice(rows, f"{why}; its memory could not be counted ({type(error).__name__})", fits=True)
-    free = f"{_gigabytes(space.free)} are free"
+    free = f"{size(space.free)} are free"
     if fitting:
-        return Choice(fitting, f"{fitting} sequences in one pass: {rows} need {_gigabytes(needed)}, {free}", fits=True)
+        return Choice(
+            fitting, f"{named(fitting, 'sequence')} in one pass: {rows} need {size(needed)}, {free}", fits=True
+        )
     if single > space.total:
         remedies = ["--train.recompute true"] * (not config.train.recompute) + ["--train.workers 1"] * (workers > 1)
         raise DeviceError(
-            f"a step needs {_gigabytes(single)} of memory even with one sequence in a pass, and this device has "
-            f"{_gigabytes(space.total)}: try {', '.join([*remedies, 'a smaller model, a smaller model.block_size'])}"
+            f"a step needs {size(single)} of memory even with one sequence in a pass, and this device has "
+            f"{size(space.total)}: try {', '.join([*remedies, 'a smaller model, a smaller model.block_size'])}"
         )
     if asked:
-        return Choice(rows, f"as asked, but a step needs about {_gigabytes(needed)}, {free}", fits=False)
-    return Choice(1, f"one sequence in a pass, but even so a step needs {_gigabytes(single)}, {free}", fits=False)
+        return Choice(rows, f"as asked, but a step needs about {size(needed)}, {free}", fits=False)
+    return Choice(1, f"one sequence in a pass, but even so a step needs {size(single)}, {free}", fits=False)
 
 
 def refuse_hopeless(config: RunConfig, space: Room | None, *, shards: int) -> None:
@@ -107,8 +145,8 @@ def refuse_hopeless(config: RunConfig, space: Room | None, *, shards: int) -> No
     if space is None or (needed := at_least(config, shards=shards)) <= space.total:
         return
     raise DeviceError(
-        f"this model needs {_gigabytes(needed)} of memory at least, to train on one sequence at a time, and this "
-        f"device has {_gigabytes(space.total)}: try a smaller model.n_embd, model.n_layer or model.block_size"
+        f"this model needs {size(needed)} of memory at least, to train on one sequence at a time, and this "
+        f"device has {size(space.total)}: try a smaller model.n_embd, model.n_layer or model.block_size"
     )
 
 
@@ -146,7 +184,3 @@ def at_least(config: RunConfig, *, shards: int) -> int:
     sequence the input of each block in 16 bits. The vocabulary may be unknown yet, and then counts as one token."""
     model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or 1})
     return 12 * parameter_count(model) // shards + 2 * model.n_layer * model.block_size * model.n_embd
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"

@@ -71,7 +71,7 @@ def train_step(
     world = layout.world
     with mark("data"):
         own = batch.share(world.process.rank, world.size)
-        tokens_BT, targets_BT = to_device(own, placement.device)
+        tokens_BT, targets_BT, documents_BT = to_device(own, placement.device)
     factor = guard.scale * world.size / batch.count
     parts = cuts(tokens_BT.shape[0], micro_rows(config, tokens_BT.shape[1]), pool.count)
     first_part = world.process.rank * len(parts)
@@ -85,7 +85,9 @@ def train_step(
                 placement.autocast(),
             ):
                 learner.train()
-                objective, loss = learner(tokens_BT[rows], targets_BT[rows])
+                objective, loss = learner(
+                    tokens_BT[rows], targets_BT[rows], None if documents_BT is None else documents_BT[rows]
+                )
             with mark("backward"):
                 (objective * factor).backward()
         return loss
@@ -127,14 +129,15 @@ def evaluate_batch(
 ) -> tuple[float, int]:
     """Sum of the loss in nats, and, if ``exact``, rows whose every target is the model's first choice."""
     model.eval()
-    tokens_BT, targets_BT = to_device(batch, placement.device)
+    tokens_BT, targets_BT, documents_BT = to_device(batch, placement.device)
     # As many rows at once as keep the logits below 2^25 elements (128 MiB): a vocabulary of 50,257 needs the bound.
     most = max(1, 2**25 // (tokens_BT.shape[1] * model.config.vocabulary))
 
     def score(part: tuple[int, int]) -> tuple[float, int]:
         tokens, targets = tokens_BT[slice(*part)], targets_BT[slice(*part)]
+        documents = None if documents_BT is None else documents_BT[slice(*part)]
         with torch.inference_mode(), placement.autocast():
-            logits_BTV = model(tokens)
+            logits_BTV = model(tokens, documents_BT=documents)
         with torch.inference_mode():
             loss_sum, right = cross_entropy_sum(logits_BTV, targets).item(), 0
             if exact:
@@ -146,13 +149,16 @@ def evaluate_batch(
     return sum(loss for loss, _ in scores), sum(right for _, right in scores)
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and targets as tensors; on a GPU the copy does not wait."""
-    # Inputs and targets are two views of one window; a strided copy to a GPU would wait in spite of pinning.
-    tokens, targets = (torch.from_numpy(np.ascontiguousarray(a)) for a in (batch.tokens_BT, batch.targets_BT))
-    if device.type == "cuda":
-        return tokens.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)
-    return tokens.to(device), targets.to(device)
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets and documents as tensors; on a GPU the copy does not wait."""
+
+    def move(array: np.ndarray) -> Tensor:
+        # Inputs and targets are two views of one window; a strided copy to a GPU would wait in spite of pinning.
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+    documents = None if batch.documents_BT is None else move(batch.documents_BT)
+    return move(batch.tokens_BT), move(batch.targets_BT), documents
 
 
 @contextmanager

@@ -111,6 +111,8 @@ class Outcome:
     """``done``, ``patience`` (no new best for too long), or the name of the signal that asked for the stop."""
     best_loss: float
     best_step: int
+    remark: str | None
+    """What the user should know of the result, in words."""
 
 
 class Listener(Protocol):

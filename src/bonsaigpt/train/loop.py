@@ -6,19 +6,21 @@ logs, evaluates, samples or saves cannot change what it learns, and a run that w
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.checkpoint.files import read_state
-from bonsaigpt.config import RunConfig
-from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.data.batches import Batch, BatchSource
 from bonsaigpt.engines import Engine, Metrics
 from bonsaigpt.errors import DivergenceError
 from bonsaigpt.generate import generate_text
@@ -38,7 +40,7 @@ from bonsaigpt.train.events import (
 from bonsaigpt.train.interrupt import Interrupt
 from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import learning_rate, schedule_share
-from bonsaigpt.train.watch import Watch, diagnosis
+from bonsaigpt.train.watch import LOOK, Watch, diagnosis, nothing_learned
 
 __all__ = ["last_checkpoint", "start_state", "train"]
 
@@ -93,6 +95,34 @@ def last_checkpoint(engine: Engine, run: RunDirectory) -> Path | None:
 
     found = engine.world.on_main(last)
     return None if found is None else Path(found)
+
+
+@dataclass
+class _Pace:
+    """The work since the last line of metrics, and the time that it took: evaluating and saving are not in it."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    work: Counter[int] = field(default_factory=Counter[int])
+    """Positions computed, by the length of their rows."""
+    started: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def add(self, batch: Batch) -> None:
+        self.tokens += batch.count
+        self.work[batch.tokens_BT.shape[1]] += batch.tokens_BT.size
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        spent, self.started = now - self.started, now
+        self.seconds += spent
+        return spent
+
+    def flops(self, config: ModelConfig) -> int:
+        return sum(n * flops_per_token(config, length=length) for length, n in self.work.items())
 
 
 class _Trainer:
@@ -150,8 +180,7 @@ class _Trainer:
             self._evaluate_and_save()
         elif self.evaluation is not None:  # a kill may have come before anybody heard of it
             self._tell_evaluation(self.engine.model_of(self.state))
-        started, timed_tokens = time.perf_counter(), self.tokens
-        work: Counter[int] = Counter()  # positions computed since the last line of metrics, by the length of their rows
+        pace = _Pace()
         metrics: Metrics | None = None
         while self.step < train.steps and not self._out_of_patience():
             self.signal = self.engine.world.agree(interrupt.number)
@@ -162,36 +191,36 @@ class _Trainer:
             metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step)
             self.step += 1
             self.tokens += batch.count
-            work[batch.tokens_BT.shape[1]] += batch.tokens_BT.size
+            pace.add(batch)
             self.evaluation = None  # it was of other weights
             self._tell("on_step", StepEvent(step=self.step, tokens=self.tokens))
 
             due = self.step % train.eval_interval == 0 or self.step == train.steps
-            if self.step % train.log_interval == 0 or due:
+            is_logged, is_looked_at = due or self.step % train.log_interval == 0, due or self.step % LOOK == 0
+            if is_logged or is_looked_at:
                 host = metrics.host()  # waits for the device, so that the clock is read after the work
-                elapsed = time.perf_counter() - started
-                self.seconds += elapsed
-                self._tell_figures(host, (self.tokens - timed_tokens) / elapsed, self._flops(work) / elapsed)
-                trouble = self._trouble(host)
+                self.seconds += pace.lap()
+                if is_logged:
+                    self._tell_figures(host, pace)
+                    pace = _Pace()
+                trouble = self._trouble(host) if is_looked_at else None
                 if due and trouble is None:
-                    trouble = self._evaluate_and_save()
+                    trouble = self._evaluate_and_save(host["loss"])
                 if trouble is not None:
                     self._go_back(trouble)
-                    metrics = None
-                work.clear()
-                started, timed_tokens = time.perf_counter(), self.tokens
-            if self._is_kept() and self.saved_step != self.step:
-                self._save()
+                    metrics, pace = None, _Pace()
+                pace.started = time.perf_counter()
+            if metrics is not None and self._is_kept() and self.saved_step != self.step:
+                self._save_between(metrics, pace)
         if metrics is not None and self.saved_step != self.step:  # a signal came between two evaluations
-            self.seconds += time.perf_counter() - started
-            if self._trouble(metrics.host()) is None:  # else it must not become `last`
-                self._save()
+            self._save_between(metrics, pace)
         self.engine.settle()
         outcome = Outcome(
             step=max(0, self.saved_step),
             reason=self._reason(),
             best_loss=self.best_loss,
             best_step=self.best_step,
+            remark=self._remark(metrics),
         )
         self._tell("on_stop", outcome)
         return outcome
@@ -205,11 +234,22 @@ class _Trainer:
         train = self.config.train
         return 0 < train.patience * train.eval_interval <= self.step - max(0, self.best_step)
 
-    def _evaluate_and_save(self) -> str | None:
+    def _remark(self, metrics: Metrics | None) -> str | None:
+        if metrics is None or self.evaluation is None:  # nothing was trained, or a signal stopped it
+            return None
+        return nothing_learned(
+            self.best_step,
+            vocabulary=self.source.tokenizer.vocab_size,
+            training_loss=metrics.host()["loss"],
+            validation_loss=self.evaluation.loss,
+            run=self.run.path,
+        )
+
+    def _evaluate_and_save(self, training_loss: float = math.nan) -> str | None:
         """Evaluate, save and tell; or, in words, why these weights must not be saved."""
         model = self.engine.model_of(self.state)
         evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
-        if self.step > 0 and self.watch.is_lost(evaluation.loss):
+        if self.step > 0 and self.watch.is_lost(evaluation.loss, training_loss=training_loss):
             return f"the validation loss is {evaluation.loss:.3g}, the training loss was {self.watch.lowest:.3g}"
         self.evaluation = evaluation
         if evaluation.loss < self.best_loss:
@@ -219,8 +259,18 @@ class _Trainer:
         self._tell_evaluation(model)
         return None
 
+    def _save_between(self, metrics: Metrics, pace: _Pace) -> None:
+        """Save weights that nobody has evaluated, unless they are in trouble: then they must not become `last`."""
+        host = metrics.host()
+        self.seconds += pace.lap()
+        if self.watch.may_save(loss=host["loss"], skipped_in_a_row=host["skipped_in_a_row"]):
+            self._save()
+        pace.started = time.perf_counter()
+
     def _trouble(self, host: dict[str, float]) -> str | None:
-        return self.watch.trouble(loss=host["loss"], skipped_in_a_row=host["skipped_in_a_row"])
+        # At an evaluation between two looks a copy judges: what the run does later does not depend on when it was.
+        watch = self.watch if self.step % LOOK == 0 else replace(self.watch)
+        return watch.trouble(loss=host["loss"], skipped_in_a_row=host["skipped_in_a_row"])
 
     def _go_back(self, why: str) -> None:
         """To the last good checkpoint, or the beginning, with the data in another order.
@@ -242,10 +292,8 @@ class _Trainer:
         self.seconds = seconds  # the time was spent all the same
         self._tell("on_rollback", RollbackEvent(step=noticed, back_to=self.step, why=why))
 
-    def _flops(self, work: Counter[int]) -> int:
-        return sum(n * flops_per_token(self.config.model, length=length) for length, n in work.items())
-
-    def _tell_figures(self, host: dict[str, float], speed: float, flops: float) -> None:
+    def _tell_figures(self, host: dict[str, float], pace: _Pace) -> None:
+        speed = pace.flops(self.config.model) / pace.seconds
         self._tell(
             "on_log",
             LogEvent(
@@ -256,9 +304,9 @@ class _Trainer:
                 grad_norm=host["grad_norm"],
                 skipped=int(host["skipped"]),
                 lr=learning_rate(self.config, self.step - 1),
-                tokens_per_second=speed,
-                tflops=flops / 1e12,
-                mfu=flops / self.engine.peak_flops(),
+                tokens_per_second=pace.tokens / pace.seconds,
+                tflops=speed / 1e12,
+                mfu=speed / self.engine.peak_flops(),
                 memory_mb=peak_memory_mb(),
             ),
         )

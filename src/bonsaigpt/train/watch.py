@@ -7,21 +7,25 @@ from dataclasses import dataclass
 
 from bonsaigpt.config import GuardConfig, RunConfig
 
-__all__ = ["Watch", "diagnosis"]
+__all__ = ["LOOK", "Watch", "diagnosis", "nothing_learned"]
+
+LOOK = 10
+"""Steps from one look to the next: few, as what is wrong only costs time, but not every one, as a look waits for the
+device. No setting, and not how often a line is logged: what is seen decides whether a run goes back."""
 
 
 @dataclass
 class Watch:
-    """What the loop remembers of the losses it has seen; part of every checkpoint."""
+    """What the loop remembers of the training losses at every ``LOOK`` steps; part of every checkpoint."""
 
     guard: GuardConfig
     lowest: float = float("inf")
-    """Lowest logged training loss, nats a token."""
+    """The lowest, nats a token."""
     high: int = 0
-    """Logged losses in a row that were far above it."""
+    """How many in a row were far above it."""
 
     def trouble(self, *, loss: float, skipped_in_a_row: float) -> str | None:
-        """Look at one logged step: None, or in words why the run must go back."""
+        """Look at a step and note its loss: None, or in words why the run must go back."""
         if skipped_in_a_row >= self.guard.max_skips:
             return f"{skipped_in_a_row:.0f} steps in a row had to be skipped: their loss or gradient was out of range"
         if not math.isfinite(loss):
@@ -36,10 +40,16 @@ class Watch:
         """Whether a loss is out of all proportion to what the run has reached: no batch and no schedule explains it."""
         return not loss <= 2.0 * self.lowest + 1.0
 
-    def is_lost(self, validation_loss: float) -> bool:
-        """Whether weights with this validation loss must not be saved. A model that only overfits may be as far off,
-        but then its training loss of this moment is low."""
-        return not math.isfinite(validation_loss) or (self.high > 0 and self.is_far(validation_loss))
+    def is_lost(self, validation_loss: float, *, training_loss: float) -> bool:
+        """Whether weights with these losses must not be saved. A model that only overfits may have as high a validation
+        loss, but then its training loss is low."""
+        ran_away = math.isfinite(training_loss) and self.is_far(training_loss) and self.is_far(validation_loss)
+        return ran_away or not math.isfinite(validation_loss)
+
+    def may_save(self, *, loss: float, skipped_in_a_row: float) -> bool:
+        """Whether weights may be saved that nobody has evaluated. It notes nothing: when a run saves or is stopped must
+        not change what it does later."""
+        return skipped_in_a_row < self.guard.max_skips and not (math.isfinite(loss) and self.is_far(loss))
 
     def as_dict(self) -> dict[str, float | int | None]:
         """For state.json."""
@@ -70,3 +80,19 @@ def diagnosis(config: RunConfig, *, step: int, why: str, rate: float, last_good:
         f"the last good checkpoint with the data in another order, so the data is not the cause. {last_good}. "
         f"Try {'; '.join(advice)}"
     )
+
+
+def nothing_learned(
+    best_step: int, *, vocabulary: int, training_loss: float, validation_loss: float, run: object
+) -> str | None:
+    """At the end of a run that nothing stopped: None, or in words that it was for nothing, and what to try."""
+    chance = math.log(vocabulary)
+    if best_step == 0:
+        found = "no evaluation was better than the one before the first step"
+    elif min(training_loss, validation_loss) > 0.99 * chance:  # a model that overfits has a low training loss
+        found = (
+            f"a validation loss of {validation_loss:.2f} is no better than a guess ({vocabulary} tokens: {chance:.2f})"
+        )
+    else:
+        return None
+    return f"nothing was learned: {found}. If the run was not too short, find a better rate with bonsai study lr {run}"

@@ -9,35 +9,43 @@ import urllib.request
 from pathlib import Path
 
 from bonsaigpt.config import ShakespeareData
-from bonsaigpt.data.corpora.document import Document, read_document
+from bonsaigpt.data.corpora.document import read_document, whole
+from bonsaigpt.data.corpora.files import find, over_files
+from bonsaigpt.data.corpora.source import Advance, Source
+from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
 from bonsaigpt.files import write_text
 
-__all__ = ["SHA256", "URL", "documents", "download"]
+__all__ = ["SHA256", "URL", "fetch", "open_shakespeare"]
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 LOCAL = Path("tinyshakespeare.txt")
 
 
-def documents(config: ShakespeareData) -> list[Document]:
-    """The text, from ``--data.path`` or from what ``download`` left in the working folder."""
+def open_shakespeare(config: ShakespeareData, *, hashes: FileHashes, download: bool, advance: Advance) -> Source:
+    """The text, from ``--data.path`` or from what ``fetch`` left in the working folder."""
     path = config.path or LOCAL
+    if download and config.path is None:
+        advance("fetching Tiny Shakespeare", 0, 0)
+        fetch()
     if not path.exists():
         raise DataError(
             f"Tiny Shakespeare is not at {path}. Fetch it once with `bonsai prepare shakespeare --download`, "
             "or give --data.path FILE; without a network, recipe `stdlib` trains on text that is already here."
         )
-    document = read_document(path)
-    if hashlib.sha256(document.text.encode()).hexdigest() != SHA256:
+    found = find(path, "")
+    source = over_files(str(path), found, [whole], settings="files", hashes=hashes, advance=advance)
+    text = read_document(path).text
+    if hashlib.sha256(text.encode()).hexdigest() != SHA256:
         raise DataError(
             f"{path} is not Tiny Shakespeare (its SHA-256 differs): delete it and fetch it again, "
             f"or train on it as your own text with --data.kind files --data.path {path}."
         )
-    return [document]
+    return source
 
 
-def download(target: Path = LOCAL, *, url: str = URL, timeout: float = 30.0) -> Path:
+def fetch(target: Path = LOCAL, *, url: str = URL, timeout: float = 30.0) -> Path:
     """Fetch the text once, check its hash, and only then give it its name. ``timeout`` is in seconds."""
     if target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == SHA256:
         return target

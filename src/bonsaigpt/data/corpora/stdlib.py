@@ -6,13 +6,16 @@ import sysconfig
 from pathlib import Path
 
 from bonsaigpt.config import StdlibData
-from bonsaigpt.data.corpora.document import Document
+from bonsaigpt.data.corpora.document import whole
+from bonsaigpt.data.corpora.files import Found, over_files
+from bonsaigpt.data.corpora.source import Advance, Source
+from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
 
-__all__ = ["documents"]
+__all__ = ["open_stdlib"]
 
 
-def documents(config: StdlibData) -> list[Document]:
+def open_stdlib(config: StdlibData, *, hashes: FileHashes, advance: Advance) -> Source:
     """The modules and packages of the library itself, sorted by path: no tests, no bundled wheels, no site-packages."""
     root = config.path or Path(sysconfig.get_paths()["stdlib"])
     left_out = {
@@ -25,7 +28,7 @@ def documents(config: StdlibData) -> list[Document]:
         "lib2to3",
         "__pycache__",
     }
-    found: list[Document] = []
+    found: Found = []
     for path in sorted(root.glob("**/*.py"), key=lambda p: p.relative_to(root).as_posix()):
         relative = path.relative_to(root)
         # Generated tables (code pages, platform data) are no prose of anybody's.
@@ -38,10 +41,11 @@ def documents(config: StdlibData) -> list[Document]:
         except (OSError, UnicodeDecodeError):
             continue  # a few files of the library are in other encodings on purpose
         if text:
-            found.append(Document(relative.as_posix(), text))
+            found.append((path, relative.as_posix()))
     if not found:
         raise DataError(
             f"{root} holds no Python source (some systems strip it): give a folder with --data.path, "
             "or train on your own text with --data.kind files --data.path FILE."
         )
-    return found
+    name = f"the standard library at {root}"
+    return over_files(name, found, [whole] * len(found), settings="stdlib", hashes=hashes, advance=advance)

@@ -17,6 +17,7 @@ from bonsaigpt.train.events import (
     StartEvent,
     StepEvent,
 )
+from bonsaigpt.units import named
 
 __all__ = ["ConsoleProgress", "score_line"]
 
@@ -28,6 +29,8 @@ def score_line(evaluation: Evaluation) -> str:
         parts.append(f"{evaluation.bits_per_byte:.3f} bits/byte")
     if evaluation.exact is not None:
         parts.append(f"{evaluation.exact:.2%} exact")
+    if evaluation.parts is not None:
+        parts.append(f"({', '.join(f'{name} {loss:.4f}' for name, loss in evaluation.parts.items())})")
     return "  ".join(parts)
 
 
@@ -50,8 +53,8 @@ class ConsoleProgress(Callback):
     def on_start(self, event: StartEvent) -> None:
         config, say = event.config, self._console.print
         say(
-            f"[bold green]{escape(str(event.run.path))}[/]  {event.parameters:,} parameters, "
-            f"{config.train.steps:,} steps of {config.train.batch_size} sequences"
+            f"[bold green]{escape(str(event.run.path))}[/]  {named(event.parameters, 'parameter')}, "
+            f"{named(config.train.steps, 'step')} of {named(config.train.batch_size, 'sequence')}"
             + (f", resumed at step {event.step:,}" if event.step else "")
         )
         say(f"[dim]{escape(event.environment['why'])}[/]", highlight=False, soft_wrap=True)
@@ -71,7 +74,7 @@ class ConsoleProgress(Callback):
     def on_eval(self, event: EvalEvent) -> None:
         mark = " [green]best[/]" if event.is_best else ""
         self._progress.console.print(
-            f"step {event.step:>6,}  {event.seconds:7.1f} s  validation {score_line(event.evaluation)}{mark}",
+            f"step {event.step:>6,}  {event.seconds:7.1f} s  validation {escape(score_line(event.evaluation))}{mark}",
             highlight=False,
             soft_wrap=True,
         )
@@ -95,6 +98,8 @@ class ConsoleProgress(Callback):
         elif event.reason != "done":
             self._console.print(f"[yellow]{event.reason}[/]: saved at step {event.step:,}", highlight=False)
         self._console.print(f"best validation loss {event.best_loss:.4f} at step {event.best_step:,}", highlight=False)
+        if event.remark is not None:
+            self._console.print(f"[yellow]{escape(event.remark)}[/]", highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         self._progress.stop()

@@ -34,8 +34,8 @@ class TensorBoard(Callback):
         self._add("speed/mfu", event.mfu, event.step)
 
     def on_eval(self, event: EvalEvent) -> None:
-        for name, value in event.evaluation.as_dict().items():
-            self._add(f"val/{name}", float(value), event.step)
+        for name, value in event.evaluation.scalars().items():
+            self._add(f"val/{name}", value, event.step)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -38,7 +38,7 @@ class WandB(Callback):
         self._run.log({"train/loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm}, step=event.step)
 
     def on_eval(self, event: EvalEvent) -> None:
-        self._run.log({f"val/{k}": v for k, v in event.evaluation.as_dict().items()}, step=event.step)
+        self._run.log({f"val/{k}": v for k, v in event.evaluation.scalars().items()}, step=event.step)
 
     def close(self) -> None:
         if self._run is not None:

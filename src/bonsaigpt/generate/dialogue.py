@@ -1,0 +1,102 @@
+"""A dialogue as text with roles, over one row of a session whose cache keeps the history."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+from bonsaigpt.data.tokenizers import Tokenizer
+from bonsaigpt.errors import GenerateError, TokenizerError
+from bonsaigpt.generate.requests import Event, Request
+from bonsaigpt.generate.session import Session
+
+__all__ = ["Dialogue", "Template"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How turns are written down; the model should have been trained on such texts."""
+
+    system: str = ""
+    """Stands before the first turn."""
+    user: str = "User: "
+    """Before what the user says."""
+    assistant: str = "Assistant: "
+    """Before what the model says; a space at the end is the model's to write where its tokens begin with one."""
+    end: str = "\n"
+    """After each turn. The model's turn ends where this would begin, or, if it is mere space, this and the user's
+    role."""
+
+    def turn(self, text: str) -> str:
+        """What the user's turn adds, up to where the model goes on."""
+        return f"{self.user}{text}{self.end}{self.assistant}"
+
+    @property
+    def stop(self) -> str:
+        """Where the model's turn ends."""
+        return self.end if self.end.strip() else self.end + self.user.rstrip()
+
+
+class Dialogue:
+    """Turns of a user and a model.
+
+    Args:
+        session: made with ``reuse``, so that the history is read once.
+        request: how to answer; its prompt and stop strings are the dialogue's to set.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, request: Request, template: Template) -> None:
+        if not template.stop:
+            raise GenerateError("a dialogue needs a role for the user, e.g. 'User: ': it ends the model's turn")
+        try:
+            tokenizer.encode(template.system + template.turn("") + template.end)
+        except TokenizerError as error:
+            raise GenerateError(f"the roles cannot be written: {error} Choose others for the dialogue.") from None
+        self._session, self._tokenizer, self._request, self._template = session, tokenizer, request, template
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self._history = self._tokenizer.encode(self._template.system).tolist()
+        self._before: list[int] | None = None
+        self._tries = 0
+
+    def say(self, text: str) -> Generator[Event, None, None]:
+        """The user's turn, and the events of the model's answer; it may be left at any moment.
+
+        Raises:
+            TokenizerError: a character that the model does not know; the dialogue is as it was.
+        """
+        turn = self._tokenizer.encode(self._template.turn(text)).tolist()
+        self._before, self._tries = [*self._history, *turn], 0
+        return self._answer()
+
+    def retry(self) -> Generator[Event, None, None]:
+        """Another answer to the last turn, with other noise.
+
+        Raises:
+            GenerateError: nothing was said yet.
+        """
+        if self._before is None:
+            raise GenerateError("nothing was said yet: there is no answer to give again")
+        self._tries += 1
+        return self._answer()
+
+    def _answer(self) -> Generator[Event, None, None]:
+        assert self._before is not None
+        sampling = replace(self._request.sampling, row=self._request.sampling.row + self._tries)
+        request = replace(self._request, prompt=self._before, stop=(self._template.stop,), sampling=sampling)
+        return self._events(self._before, request)
+
+    def _events(self, before: list[int], request: Request) -> Generator[Event, None, None]:
+        number, answer = self._session.add(request), ""
+        try:
+            while self._session.busy:
+                for event in self._session.step():
+                    if event.request == number:
+                        answer += event.piece
+                        yield event
+        finally:  # however it ended, what was said is said
+            self._session.cancel(number)
+            text = answer.removesuffix(self._template.end) + self._template.end
+            self._history = [*before, *self._tokenizer.encode(text).tolist()]

@@ -1,0 +1,44 @@
+"""Which decoder: the C++ one on a CPU, the model's own code elsewhere and wherever the other cannot be."""
+
+from __future__ import annotations
+
+import torch
+
+from bonsaigpt.torch_engine.device import Placement
+from bonsaigpt.torch_engine.eager import EagerDecoder
+from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.native.building import Missing, is_built
+from bonsaigpt.torch_engine.native.decoder import NativeDecoder
+from bonsaigpt.torch_engine.native.packing import what_is_not_dense
+from bonsaigpt.torch_engine.rounding import Weights
+
+__all__ = ["make_decoder"]
+
+_FEW = 200
+"""Tokens below which nothing is built: building takes some seconds, once for all runs to come."""
+
+
+def make_decoder(
+    model: GPT, *, rows: int, placement: Placement, weights: Weights = "fp32", tokens: int | None = None
+) -> NativeDecoder | EagerDecoder:
+    """See ``bonsaigpt.engines.Engine.decoder``."""
+    missing = _what_is_missing(model, placement, tokens)
+    if missing is None:
+        try:
+            return NativeDecoder(model, rows=rows, weights=weights, threads=torch.get_num_threads())
+        except Missing as why:
+            missing = str(why)
+    return EagerDecoder(model, rows=rows, placement=placement, weights=weights, why=missing)
+
+
+def _what_is_missing(model: GPT, placement: Placement, tokens: int | None) -> str | None:
+    """In words why the C++ is not even tried, or None."""
+    if placement.device.type != "cpu":
+        return "the C++ is for CPUs"
+    if placement.dtype != torch.float32:
+        return "the C++ computes in fp32 alone"
+    if (replaced := what_is_not_dense(model)) is not None:
+        return f"the C++ does not know this model: {replaced}"
+    if tokens is not None and tokens < _FEW and not is_built():
+        return f"the C++ is not built yet, and {tokens} tokens do not pay for that"
+    return None

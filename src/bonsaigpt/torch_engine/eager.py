@@ -1,0 +1,231 @@
+"""Decoding by the model's own code: every device and number format, and whatever a weight may be made of.
+
+Buffers are of fixed size; the slot of a token is its position. On a CPU rows are computed one after the other, so that
+the bits of a row do not depend on its neighbours. On a GPU a step always computes all rows, those that nobody asked for
+into a slot that nobody sees, so that its shapes never change and one CUDA graph replays it: its hundreds of kernels of
+some microseconds would otherwise wait for Python. Not measured on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bonsaigpt.errors import GenerateError
+from bonsaigpt.torch_engine.device import Placement
+from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.rounding import Weights, rounded, with_matrices
+
+__all__ = ["EagerDecoder", "Slots"]
+
+_CHUNK = 512
+"""Tokens of a text that are read in one pass: more would hold more activations and be no faster."""
+_SMALLEST_WINDOW = 128
+
+
+class Slots:
+    """The keys and values of all rows, and where those of the present pass belong; a ``KVCache`` for the model."""
+
+    def __init__(self, model: GPT, *, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        config = model.config
+        shape = (config.n_layer, rows, config.n_kv_head, config.block_size + 1, config.head_width)
+        # Zeros: what is masked is still multiplied, by 0, and whatever memory holds might be no number.
+        self._k = torch.zeros(shape, device=device, dtype=dtype)
+        self._v = torch.zeros(shape, device=device, dtype=dtype)
+        self._numbers = torch.arange(config.block_size + 1, device=device)
+        self._index_B1 = torch.arange(rows, device=device)[:, None]
+        self.waste = config.block_size
+        """A slot that no query may see."""
+        self.rows = slice(0, rows)
+        self.slots_BT = self._index_B1
+        self.window = config.block_size
+
+    def aim(self, rows: slice, slots_BT: Tensor, window: int) -> None:
+        """The next pass computes these rows, writes into these slots and looks at the first ``window``."""
+        self.rows, self.slots_BT, self.window = rows, slots_BT, window
+
+    @property
+    def length(self) -> int:
+        raise AssertionError("rows have lengths of their own: give positions")
+
+    def extend(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        k_BGSK, v_BGSK = self._k[layer, self.rows], self._v[layer, self.rows]  # views
+        index_B1 = self._index_B1[: len(k_BGSK)]
+        k_BGSK[index_B1, :, self.slots_BT] = k_BGTK.transpose(1, 2).to(k_BGSK.dtype)
+        v_BGSK[index_B1, :, self.slots_BT] = v_BGTK.transpose(1, 2).to(v_BGSK.dtype)
+        seen_BS = self._numbers[: self.window].expand(len(k_BGSK), -1)
+        return k_BGSK[:, :, : self.window], v_BGSK[:, :, : self.window], seen_BS
+
+    def copy_row(self, source: int, target: int) -> None:
+        for buffer in (self._k, self._v):
+            buffer[:, target] = buffer[:, source]
+
+    def bits(self) -> int:
+        return sum(8 * t.element_size() * t.numel() for t in (self._k, self._v))
+
+
+class EagerDecoder:
+    """See ``bonsaigpt.engines.Decoder``.
+
+    Args:
+        weights: ``int8`` takes matrices as int8 would keep them; it is no faster here.
+        why: in words, why it is this one.
+        batched: compute all rows in a step at once; as suits the device, if not said.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        rows: int,
+        placement: Placement,
+        weights: Weights = "fp32",
+        why: str = "as asked",
+        batched: bool | None = None,
+    ) -> None:
+        device, dtype = placement.device, placement.dtype
+        if weights == "int8":
+            model = rounded(model)
+        if dtype != torch.float32:  # or autocast would read the wide weights again for every token
+            model = with_matrices(model, lambda weight: weight.to(dtype))
+        self._model, self._placement = model.eval(), placement
+        self.rows, self.block_size = rows, model.config.block_size
+        self._lengths = [0] * rows
+        self._slots = Slots(model, rows=rows, device=device, dtype=dtype)
+        batched = device.type != "cpu" if batched is None else batched
+        self._together = _Together(self) if batched else None
+        format = str(dtype).removeprefix("torch.")
+        how = "the model's own code" + (", as CUDA graphs (not measured)" if device.type == "cuda" else "")
+        rounding = ", int8's rounding without its speed" if weights == "int8" else ""
+        self.why = f"eager: {how} on {device}, {format}{rounding}; {why}"
+        self.weight_bytes = sum(
+            p.numel() * p.element_size()
+            for name, p in model.named_parameters()
+            if p.ndim > 1 and (model.config.tie_embeddings or "wte" not in name) and "wpe" not in name
+        )
+
+    def length(self, row: int) -> int:
+        return self._lengths[row]
+
+    def prefill(self, row: int, tokens: np.ndarray) -> np.ndarray:
+        return self._append(row, tokens, every=False)[-1]
+
+    def verify(self, row: int, tokens: np.ndarray) -> np.ndarray:
+        return self._append(row, tokens, every=True)
+
+    def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        asked = np.asarray(rows).tolist()
+        if len(asked) != len(tokens) or len(set(asked)) != len(asked):
+            raise GenerateError(f"rows {asked} with {len(tokens)} tokens cannot be: one token for each of some rows")
+        self._check(asked, tokens, 1)
+        if self._together is not None:
+            logits = self._together.step(asked, tokens)
+        else:
+            logits = np.concatenate([self._read(r, tokens[i : i + 1], every=False) for i, r in enumerate(asked)])
+        for row in asked:
+            self._lengths[row] += 1
+        return logits
+
+    def truncate(self, row: int, length: int) -> None:
+        if not 0 <= length <= self._lengths[row]:
+            raise GenerateError(f"row {row} holds {self._lengths[row]} tokens: it cannot be cut to {length}")
+        self._lengths[row] = length
+
+    def copy_row(self, source: int, target: int) -> None:
+        self._slots.copy_row(source, target)
+        self._lengths[target] = self._lengths[source]
+
+    def bits(self) -> int:
+        """Of the cache, all rows."""
+        return self._slots.bits()
+
+    def _append(self, row: int, tokens: np.ndarray, *, every: bool) -> np.ndarray:
+        if len(tokens) < 1:
+            raise GenerateError("no tokens were given: a row goes on with one at least")
+        self._check([row], tokens, len(tokens))
+        logits: list[np.ndarray] = []
+        for start in range(0, len(tokens), _CHUNK):
+            part = tokens[start : start + _CHUNK]
+            logits.append(self._read(row, part, every=every))
+            self._lengths[row] += len(part)
+        return np.concatenate(logits)
+
+    @torch.inference_mode()
+    def _read(self, row: int, tokens: np.ndarray, *, every: bool) -> np.ndarray:
+        """Logits (T, V) after each token, or (1, V) after the last; the length stays."""
+        device, start = self._placement.device, self._lengths[row]
+        positions_1T = torch.arange(start, start + len(tokens), device=device)[None]
+        self._slots.aim(slice(row, row + 1), positions_1T, start + len(tokens))
+        tokens_1T = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None].to(device)
+        with self._placement.autocast():
+            hidden_1TD = self._model.hidden(tokens_1T, positions_BT=positions_1T, cache=self._slots)
+            logits_1TV = self._model.logits(hidden_1TD if every else hidden_1TD[:, -1:])
+        return logits_1TV[0].float().cpu().numpy()
+
+    def _check(self, rows: list[int], tokens: np.ndarray, count: int) -> None:
+        vocabulary = self._model.config.vocabulary
+        if any(not 0 <= token < vocabulary for token in np.asarray(tokens).tolist()):
+            raise GenerateError(f"a token of {list(tokens)} is outside the vocabulary of {vocabulary}")
+        for row in rows:
+            if not 0 <= row < self.rows:
+                raise GenerateError(f"there is no such row among {rows}: use 0 to {self.rows - 1}")
+            if self._lengths[row] + count > self.block_size:
+                raise GenerateError(
+                    f"row {row} has {self.block_size} slots, {self._lengths[row] + count} are needed: shorten the text "
+                    "or slide"
+                )
+
+
+class _Together:
+    """A step of all rows in fixed shapes, replayed as a CUDA graph where there is CUDA."""
+
+    def __init__(self, decoder: EagerDecoder) -> None:
+        self._decoder = decoder
+        rows, device = decoder.rows, decoder._placement.device
+        self._inputs_3B1 = torch.zeros(3, rows, 1, dtype=torch.int64, device=device)
+        self._graphs: dict[int, tuple[Any, Tensor]] = {}
+
+    def step(self, rows: list[int], tokens: np.ndarray) -> np.ndarray:
+        """Logits of these rows, in their order."""
+        decoder, slots = self._decoder, self._decoder._slots
+        inputs_3B1 = np.zeros((3, decoder.rows, 1), dtype=np.int64)  # tokens, positions, slots
+        inputs_3B1[2] = slots.waste
+        lengths = [decoder._lengths[row] for row in rows]
+        inputs_3B1[0, rows, 0], inputs_3B1[1, rows, 0], inputs_3B1[2, rows, 0] = tokens, lengths, lengths
+        self._inputs_3B1.copy_(torch.from_numpy(inputs_3B1))
+        window = _SMALLEST_WINDOW  # of few sizes: each has a graph
+        while window <= max(lengths):
+            window *= 2
+        return self._run(min(window, decoder.block_size)).cpu().numpy()[rows]
+
+    @torch.inference_mode()
+    def _run(self, window: int) -> Tensor:
+        if self._decoder._placement.device.type != "cuda":
+            return self._compute(window)
+        if window not in self._graphs:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(
+                side
+            ):  # libraries make their workspaces before the capture; the same is written twice
+                self._compute(window)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                logits = self._compute(window)
+            self._graphs[window] = graph, logits
+        graph, logits = self._graphs[window]
+        graph.replay()
+        return logits
+
+    def _compute(self, window: int) -> Tensor:
+        decoder = self._decoder
+        tokens_B1, positions_B1, slots_B1 = self._inputs_3B1
+        decoder._slots.aim(slice(0, decoder.rows), slots_B1, window)
+        with decoder._placement.autocast():
+            hidden_B1D = decoder._model.hidden(tokens_B1, positions_BT=positions_B1, cache=decoder._slots)
+            return decoder._model.logits(hidden_B1D)[:, 0].float()

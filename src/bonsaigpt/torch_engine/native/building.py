@@ -1,0 +1,159 @@
+"""Build the C++ of this folder once and keep it, as quietly as a file that came with the package.
+
+The result lies in the user's cache under a name that says all it depends on: sources, flags, compiler and processor
+(``-march=native``). It is written aside and renamed, so that processes that build at once do not disturb each other.
+That there is no compiler is no error: whoever asks is told why there is no library and goes on without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+__all__ = ["Missing", "build_count", "cache_folder", "is_built", "load_library"]
+
+_FOLDER = Path(__file__).parent
+_SOURCES = ("decode.cpp", "pool.h", "products.h", "vectors.h")
+_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread", "-w")
+_TUNED = ("-march=native", "-mcpu=native", "")
+"""For this very processor; compilers that do not know one of these may know the next."""
+_COMPILERS = ("c++", "g++", "clang++")
+_SECONDS = 300
+"""After so long a compiler is taken for broken; a busy machine needs a minute."""
+
+_ASIDE = ".build-"
+
+_builds = 0
+_lock = threading.Lock()
+_loaded: dict[Path, ctypes.CDLL] = {}
+
+
+class Missing(Exception):
+    """There is no library; the message says why in a few words."""
+
+
+def build_count() -> int:
+    """How often this process has run a compiler to the end."""
+    return _builds
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where built libraries are kept: ``$XDG_CACHE_HOME/bonsai``, or ``~/.cache/bonsai``."""
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "bonsai"
+
+
+def is_built() -> bool:
+    """Whether ``load_library`` would come back at once."""
+    with suppress(Missing):
+        return _path(_compiler()).exists()
+    return False
+
+
+def load_library() -> ctypes.CDLL:
+    """The library, built now if it was not before: some seconds.
+
+    Raises:
+        Missing: there is no compiler, it fails, or what it made cannot be loaded.
+    """
+    compiler = _compiler()
+    path = _path(compiler)
+    with _lock:
+        if path not in _loaded:
+            if path.exists():
+                with suppress(OSError):  # of a disk that another kind of machine shares
+                    _loaded[path] = ctypes.CDLL(str(path))
+            if path not in _loaded:
+                _loaded[path] = _build(compiler, path)
+        return _loaded[path]
+
+
+def _compiler() -> tuple[str, ...]:
+    """The command of a C++ compiler: $CXX, or the first that is found."""
+    named = os.environ.get("CXX")
+    for words in [tuple(shlex.split(named))] if named else [(name,) for name in _COMPILERS]:
+        if words and shutil.which(words[0]):
+            return words
+    raise Missing(f"there is no compiler '{named}' ($CXX)" if named else "there is no C++ compiler")
+
+
+def _path(compiler: tuple[str, ...]) -> Path:
+    sources = hashlib.sha256(b"".join((_FOLDER / name).read_bytes() for name in _SOURCES)).hexdigest()
+    key = (sources, _FLAGS, _TUNED, compiler, _version(compiler), _processor(), platform.machine())
+    return cache_folder() / f"decode-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}.so"
+
+
+@cache
+def _version(compiler: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Missing(f"{compiler[0]} does not run ({type(error).__name__})") from None
+    if done.returncode:
+        raise Missing(f"{compiler[0]} does not run (exit code {done.returncode})")
+    return done.stdout.decode("utf-8", "replace")
+
+
+@cache
+def _processor() -> str:
+    """Model and instructions, as far as the system tells: a cache may lie on a disk that several machines share."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        told = {line.partition(":")[0].strip(): line for line in reversed(lines)}
+        return "\n".join(told.get(name, "") for name in ("model name", "flags", "Features", "CPU part"))
+    return platform.processor()
+
+
+def _build(compiler: tuple[str, ...], path: Path) -> ctypes.CDLL:
+    """Compile into the cache and load; where that cannot be written, in a folder that is gone when we return."""
+    global _builds
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        folder, kept = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent)), True
+    except OSError:
+        folder, kept = Path(tempfile.mkdtemp(prefix=_ASIDE)), False
+    try:
+        made = folder / path.name
+        _compile(compiler, made)
+        _builds += 1
+        if kept:
+            os.replace(made, path)
+        return ctypes.CDLL(str(path if kept else made))  # once loaded it needs no file
+    except OSError as error:
+        raise Missing(f"what {compiler[0]} built cannot be used ({error})") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compile(compiler: tuple[str, ...], made: Path) -> None:
+    words = ""
+    for tuned in _TUNED:
+        command = [*compiler, *_FLAGS, *filter(None, [tuned]), str(_FOLDER / "decode.cpp"), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise Missing(f"{compiler[0]} took more than {_SECONDS} s") from None
+        if done.returncode == 0 and made.exists():
+            return
+        words = words or done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+    raise Missing(f"{compiler[0]} failed" + (f" ({words})" if words else ""))
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed processes left."""
+    for left in folder.glob(f"{_ASIDE}*"):
+        if time.time() - left.stat().st_mtime > len(_TUNED) * _SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
