@@ -14,15 +14,18 @@ The letters that tensors carry as suffixes, one legend for all files (``q_BHTK``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from bonsaigpt.config import ModelConfig
 from bonsaigpt.randomness import generator
+from bonsaigpt.structure import Structure, structures
 
 __all__ = ["Param", "initial_value", "parameter_count", "parameters"]
+
+Role: TypeAlias = Literal["embedding", "matrix", "head", "vector", "factor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +38,16 @@ class Param:
     init: Literal["normal", "ones", "zeros"]
     std: float = 0.0
     """Standard deviation of a normal initialisation."""
-    decay: bool
-    """Whether weight decay applies: matrices and embeddings, as GPT-2 and nanoGPT have it."""
-    role: Literal["embedding", "matrix", "head", "vector"]
-    """What it does: rows that are looked up; a map inside a block; the map to the logits; a scale or a bias. Optimizers
-    that treat matrices as such (Muon) take role ``matrix``."""
+    decay: float
+    """Share of the weight decay that applies: 1 for matrices and embeddings, 0 for vectors, as GPT-2 and nanoGPT have
+    it. The factors of a structured weight share it out, so that their product decays as a dense matrix does."""
+    role: Role
+    """What it does: rows that are looked up; a map inside a block; the map to the logits; a scale or a bias; a part of
+    a structured weight. Optimizers that treat matrices as such (Muon) take role ``matrix``: dense maps, and the two of
+    a low-rank one, which are maps themselves. A Kronecker factor is none: its singular values, brought to one, would
+    not be those of the product."""
+    weight: str
+    """The weight that it is, or is a factor of: the name in ``model.structure``."""
     stacked: tuple[int, ...] = ()
     """Output rows of the separate maps that one matrix holds: queries, keys and values. Empty: it is one map."""
     lr_scale: float = 1.0
@@ -65,30 +73,24 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
     that write into the residual stream, so that the sum of 2 L branches keeps its scale. Under muP (Yang et al. 2022,
     table 8) the variance of matrices inside blocks and AdamW's rate for them fall as 1 / width.
     """
-    width, hidden = config.n_embd, config.hidden
+    width = config.n_embd
     query, key = config.n_head * config.head_width, config.n_kv_head * config.head_width
     matrix_std = 0.02 / math.sqrt(config.width_ratio)
     residual_std = 0.0 if config.residual_init == "zero" else matrix_std / math.sqrt(2 * config.n_layer)
+    made = structures(config)
     table: list[Param] = []
 
-    def matrix(name: str, out: int, into: int, std: float = matrix_std, stacked: tuple[int, ...] = ()) -> None:
-        table.append(
-            Param(
-                name=f"{name}.weight",
-                shape=(out, into),
-                init="normal" if std else "zeros",
-                std=std,
-                decay=True,
-                role="matrix",
-                stacked=stacked,
-                lr_scale=1.0 / config.width_ratio,
-            )
-        )
+    def weight(name: str, role: Role, std: float = 0.02, lr_scale: float = 1.0, stacked: tuple[int, ...] = ()) -> None:
+        for param in _factor_params(name, made[name], role, std):
+            table.append(replace(param, lr_scale=lr_scale, stacked=stacked if param.name == name else ()))
+
+    def matrix(name: str, std: float = matrix_std, stacked: tuple[int, ...] = ()) -> None:
+        weight(f"{name}.weight", "matrix", std, 1.0 / config.width_ratio, stacked)
         if config.bias:
-            vector(f"{name}.bias", out, "zeros")
+            vector(f"{name}.bias", made[f"{name}.weight"].out, "zeros")
 
     def vector(name: str, size: int, init: Literal["ones", "zeros"]) -> None:
-        table.append(Param(name=name, shape=(size,), init=init, decay=False, role="vector"))
+        table.append(Param(name=name, shape=(size,), init=init, decay=0.0, role="vector", weight=name))
 
     def norm(name: str) -> None:
         if not config.norm.scale:
@@ -97,35 +99,52 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
         if config.bias and config.norm.kind == "layernorm":
             vector(f"{name}.bias", width, "zeros")
 
-    def embedding(name: str, rows: int) -> None:
-        table.append(Param(name=name, shape=(rows, width), init="normal", std=0.02, decay=True, role="embedding"))
-
-    embedding("transformer.wte.weight", config.vocabulary_rows)
+    weight("transformer.wte.weight", "embedding")
+    embedding = table[:]
     if config.position.kind == "learned":
-        embedding("transformer.wpe.weight", config.block_size)
+        weight("transformer.wpe.weight", "embedding")
     for layer in range(config.n_layer):
         block = f"transformer.h.{layer}"
         norm(f"{block}.ln_1")
-        matrix(f"{block}.attn.c_attn", query + 2 * key, width, stacked=(query, key, key))
-        matrix(f"{block}.attn.c_proj", width, query, residual_std)
+        matrix(f"{block}.attn.c_attn", stacked=(query, key, key))
+        matrix(f"{block}.attn.c_proj", residual_std)
         norm(f"{block}.ln_2")
         if config.mlp.kind == "swiglu":
-            matrix(f"{block}.mlp.c_gate", hidden, width)
-        matrix(f"{block}.mlp.c_fc", hidden, width)
-        matrix(f"{block}.mlp.c_proj", width, hidden, residual_std)
+            matrix(f"{block}.mlp.c_gate")
+        matrix(f"{block}.mlp.c_fc")
+        matrix(f"{block}.mlp.c_proj", residual_std)
     norm("transformer.ln_f")
-    table.append(
-        Param(
-            name="lm_head.weight",
-            shape=(config.vocabulary_rows, width),
-            init="normal",
-            std=0.02,
-            decay=True,
-            role="head",
-            tied_to="transformer.wte.weight" if config.tie_embeddings else None,
-        )
-    )
+    if config.tie_embeddings:
+        for p in embedding:
+            name = p.name.replace("transformer.wte.weight", "lm_head.weight")
+            table.append(replace(p, name=name, weight="lm_head.weight", role="head", tied_to=p.name))
+    else:
+        weight("lm_head.weight", "head")
     return tuple(table)
+
+
+def _factor_params(name: str, structure: Structure, role: Role, std: float) -> list[Param]:
+    """The parameters that a weight is stored as. Normal values of the factors are alike in size, and the elements of
+    their product, sums of so many terms, have ``std``. If that is 0 only the last factor is: of zeros alone no gradient
+    would ever come."""
+    normal = [factor.name for factor in structure.factors if factor.init == "normal"]
+    each = ((std or 0.02) / math.sqrt(structure.terms)) ** (1 / len(normal))
+    found: list[Param] = []
+    for factor in structure.factors:
+        is_zero = factor.init == "zeros" or (std == 0.0 and factor.name == normal[-1])
+        own = role if not structure.factored or (role == "matrix" and factor.matrix) else "factor"
+        found.append(
+            Param(
+                name=factor.key(name),
+                shape=factor.shape,
+                init="zeros" if is_zero else factor.init,
+                std=each if factor.init == "normal" and not is_zero else 0.0,
+                decay=0.0 if factor.init == "ones" else 1.0 if factor.init == "zeros" else 1.0 / len(normal),
+                role=own,
+                weight=name,
+            )
+        )
+    return found
 
 
 def initial_value(param: Param, seed: int) -> np.ndarray:

@@ -40,6 +40,8 @@ def kinds(model: type[Config], prefix: str = "") -> list[tuple[str, str]]:
     """Every value of every choice: the kinds of unions and other literals."""
     found: list[tuple[str, str]] = []
     for name, field in model.model_fields.items():
+        if typing.get_origin(field.annotation) is dict:
+            continue  # a map is given whole
         for leaf in _leaves(field.annotation):
             if isinstance(leaf, type) and issubclass(leaf, Config):
                 found += kinds(leaf, f"{prefix}{name}.")

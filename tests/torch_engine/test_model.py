@@ -33,7 +33,7 @@ TOKENS = torch.randint(0, 17, (2, 24), generator=torch.Generator().manual_seed(1
 def test_causality_by_gradient(name: str) -> None:
     """The logits at t depend on the inputs 0 .. t and on no later one."""
     model = lively(variant(name))
-    table = model.transformer.wte.weight
+    table = model.transformer.wte.table
     inputs = F.embedding(TOKENS, table).detach().requires_grad_()
     model.transformer.wte.forward = lambda _: inputs  # type: ignore[method-assign]
     hidden = model.hidden(TOKENS)

@@ -32,6 +32,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "attention": {"n_kv_head": 2, "qk_norm": True},
         "tie_embeddings": False,
     },
+    "structured": {
+        "structure": {
+            "*.c_fc.weight": {"kind": "kronecker", "a_shape": [16, 8], "terms": 3},
+            "*.0.mlp.c_proj.weight": {"kind": "lowrank", "rank": 6},
+            "*.1.attn.c_attn.weight": {"kind": "monarch", "a_shape": [12, 4]},
+            "*.2.mlp": {"kind": "narrow", "hidden": 80},
+            "transformer.wte.weight": {"kind": "lowrank", "rank": 8},
+        }
+    },
 }
 
 

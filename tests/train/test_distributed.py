@@ -36,13 +36,18 @@ STEPS = 50
 DDP = ("--train.parallel", "ddp")
 FSDP = ("--train.parallel", "fsdp")
 CUT = ("--train.micro_batch", "1")
-# All that a shard must get right beside AdamW: whole matrices for Muon, an average, grouped heads, a head of its own.
+# All that a shard must get right beside AdamW: whole matrices for Muon, an average, grouped heads, a head of its own,
+# factors.
 # One iteration of Muon: each further one blows up the rounding in directions that hold nothing else (five part the
 # losses by 7e-4), which says nothing about who added up what.
 RICH = (
     *("--optim.matrices.kind", "muon", "--optim.matrices.precision", "fp32", "--optim.matrices.iterations", "1"),
     *("--optim.ema", "0.9", "--optim.z_loss", "1e-4"),
     *("--model.attention.n_kv_head", "1", "--model.tie_embeddings", "false", "--model.bias", "true"),
+    "--model.structure",
+    '{"*.c_fc.weight": {"kind": "kronecker", "a_shape": [8, 4], "terms": 3}, '
+    '"*.mlp.c_proj.weight": {"kind": "lowrank", "rank": 4}, '
+    '"*.attn.c_proj.weight": {"kind": "monarch", "a_shape": [4, 4]}}',
 )
 
 

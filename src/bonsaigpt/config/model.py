@@ -7,6 +7,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from bonsaigpt.config.base import Config
+from bonsaigpt.config.structure import (
+    DenseStructure,
+    NarrowStructure,
+    StructureConfig,
+    WeightStructure,
+    check_names,
+    chosen,
+)
 from bonsaigpt.errors import ConfigError
 
 __all__ = [
@@ -165,6 +173,9 @@ class ModelConfig(Config):
     mlp: Annotated[GeluMLP | SwiGLUMLP | ReLU2MLP, Field(discriminator="kind")] = GeluMLP()
     position: Annotated[LearnedPosition | RopePosition | NoPosition, Field(discriminator="kind")] = LearnedPosition()
     norm: Annotated[LayerNorm | RMSNorm, Field(discriminator="kind")] = LayerNorm()
+    structure: dict[str, StructureConfig] = Field(default={})
+    """What weights are made of, by name (globs; the last match wins): e.g. {"*.mlp.c_fc.weight" = {kind = "kronecker",
+    a_shape = [32, 8], terms = 64}}; dense where nothing is said."""
 
     @model_validator(mode="before")
     @classmethod
@@ -192,7 +203,40 @@ class ModelConfig(Config):
                 f"rope turns pairs of channels, but a head has {self.head_width} (model.n_embd / model.n_head): "
                 "choose them so that it is even"
             )
+        if self.structure:
+            shapes = self.weight_shapes
+            check_names(self.structure, shapes, (f"transformer.h.{layer}.mlp" for layer in range(self.n_layer)))
+            for name, (out, into) in shapes.items():
+                if out:  # else the vocabulary is not known yet; the configuration is checked again when it is
+                    self.structure_of(name).check(name, out, into)
         return self
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """Every weight that is looked up in or multiplied with: its name, outputs and inputs. In embeddings and head,
+        outputs are rows of the vocabulary: 0 as long as it is not known."""
+        rows = 0 if self.vocab_size is None else self.vocabulary_rows
+        query, key = self.n_head * self.head_width, self.n_kv_head * self.head_width
+        shapes = {"transformer.wte.weight": (rows, self.n_embd)}
+        if self.position.kind == "learned":
+            shapes["transformer.wpe.weight"] = (self.block_size, self.n_embd)
+        for layer in range(self.n_layer):
+            block, hidden = f"transformer.h.{layer}", self.hidden_of(layer)
+            shapes[f"{block}.attn.c_attn.weight"] = (query + 2 * key, self.n_embd)
+            shapes[f"{block}.attn.c_proj.weight"] = (self.n_embd, query)
+            if self.mlp.kind == "swiglu":
+                shapes[f"{block}.mlp.c_gate.weight"] = (hidden, self.n_embd)
+            shapes[f"{block}.mlp.c_fc.weight"] = (hidden, self.n_embd)
+            shapes[f"{block}.mlp.c_proj.weight"] = (self.n_embd, hidden)
+        if not self.tie_embeddings:
+            shapes["lm_head.weight"] = (rows, self.n_embd)
+        return shapes
+
+    def structure_of(self, name: str) -> WeightStructure:
+        """What the weight of that name is made of; a tied head is made of what the embedding is."""
+        found = chosen(self.structure, name)
+        assert not isinstance(found, NarrowStructure)
+        return found or DenseStructure()
 
     @property
     def head_width(self) -> int:
@@ -204,9 +248,14 @@ class ModelConfig(Config):
         """G: key/value heads."""
         return self.attention.n_kv_head or self.n_head
 
+    def hidden_of(self, layer: int) -> int:
+        """F of one layer's MLP, which ``model.structure`` may have made narrower."""
+        found = chosen(self.structure, f"transformer.h.{layer}.mlp", narrow=True)
+        return found.hidden if isinstance(found, NarrowStructure) else self.hidden
+
     @property
     def hidden(self) -> int:
-        """F: hidden units of each MLP."""
+        """F: hidden units of an MLP of which nothing else is said."""
         if self.mlp.hidden is not None:
             return self.mlp.hidden
         return -(-8 * self.n_embd // 3 // 16) * 16 if self.mlp.kind == "swiglu" else 4 * self.n_embd

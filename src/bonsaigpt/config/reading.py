@@ -57,9 +57,23 @@ def setting_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[
     for name, field in model.model_fields.items():
         members = [t for t in _members(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
         names[prefix + name] = None
+        if getattr(field.annotation, "__origin__", None) is dict:
+            continue  # its keys are the user's: what is below them is set with the whole map
         for member in members:
             names.update(dict.fromkeys(setting_names(member, f"{prefix}{name}.")))
     return list(names)
+
+
+def _maps() -> dict[str, list[str]]:
+    """The settings that are maps with keys of the user's, and the fields that an entry can have."""
+    found: dict[str, list[str]] = {}
+    for section, part in RunConfig.model_fields.items():
+        for member in _members(part.annotation):
+            for name, field in getattr(member, "model_fields", {}).items():
+                if getattr(field.annotation, "__origin__", None) is dict:
+                    entries = [t for t in _members(field.annotation) if hasattr(t, "model_fields")]
+                    found[f"{section}.{name}"] = sorted({n for t in entries for n in t.model_fields})
+    return found
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -72,8 +86,15 @@ def _explain(error: Any, origin: str) -> str:
     # The tag of a union ('model', 'mlp', 'swiglu', 'hidden') is no part of the name that a user wrote.
     known = setting_names()
     parts: list[str] = []
-    for number, part in enumerate(error["loc"]):
-        last = number == len(error["loc"]) - 1
+    location, entry = list(error["loc"]), ""
+    if ".".join(str(p) for p in location[:2]) in _maps() and len(location) > 2:
+        # An entry of a map is named by its key; below it come the tag of the union, if it is one, and the field.
+        entry = f"{location[0]}.{location[1]}"
+        fields = [str(p) for p in location[4:]]
+        parts, location = [".".join([f"{entry}['{location[2]}']", *fields])], []
+        known = [parts[0].removesuffix(fields[-1]) + name for name in _maps()[entry]] if fields else known
+    for number, part in enumerate(location):
+        last = number == len(location) - 1
         plain = [p for p in parts if not p.isdecimal()]  # members of a list have numbers
         if isinstance(part, int) or ".".join([*plain, part]) in known or (last and error["type"] == "extra_forbidden"):
             parts.append(str(part))
@@ -90,6 +111,6 @@ def _explain(error: Any, origin: str) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{name} in {origin} does not say which kind it is: add {name}.kind."
     if error["type"] == "missing":
-        how = f"give it, e.g. --{name} VALUE" if name in known else "give it"
+        how = f"give it, e.g. --{name} VALUE" if name in known and not entry else "give it"
         return f"{name} is missing in {origin}: {how}."
     return f"{name} = {error['input']!r} in {origin} cannot be used: {error['msg'][0].lower()}{error['msg'][1:]}."

@@ -7,13 +7,14 @@ never left the chip. No program can need less memory traffic, unless its operand
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bonsaigpt.config import ModelConfig
 from bonsaigpt.engines import Engine
-from bonsaigpt.measure.accounting import ATTENTION_KINDS, flops_by_kind, matrix_kinds
+from bonsaigpt.measure.accounting import ATTENTION_KINDS, flops_by_kind, matrix_products
 from bonsaigpt.measure.anatomy import Anatomy, ProductTime
 
 __all__ = ["Machine", "ProductFigures", "Products", "product_figures", "product_rates", "step_products"]
@@ -45,7 +46,7 @@ class Products:
     count: int
     """Matrices; for attention, layers."""
     tokens: int
-    """With which each matrix is multiplied."""
+    """Vectors with which each matrix is multiplied; a factor of a structured one takes several of each token."""
     flops: int
     bytes: int
 
@@ -76,22 +77,20 @@ def step_products(config: ModelConfig, *, rows: int, length: int, element: int) 
     """All products of a step on ``rows`` sequences of ``length`` tokens, whose numbers take ``element`` bytes. Their
     operations sum to ``flops_per_token`` times the tokens."""
     tokens = rows * length
-    kinds: dict[tuple[int, int], list[str]] = defaultdict(list)
-    counts: dict[tuple[int, int], int] = defaultdict(int)
-    for (kind, out, into), count in matrix_kinds(config).items():
-        sides = (max(out, into), min(out, into))
-        kinds[sides].append(kind)
-        counts[sides] += count
+    groups: dict[tuple[int, int], list[tuple[str, int, int]]] = defaultdict(list)
+    for (kind, product), count in matrix_products(config).items():
+        sides = (max(product.out, product.into), min(product.out, product.into))
+        groups[sides].append((kind, product.rows * tokens, count))
     found = [
         Products(
-            kinds=tuple(dict.fromkeys(kinds[sides])),
+            kinds=tuple(dict.fromkeys(kind for kind, _, _ in group)),
             sides=sides,
-            count=count,
-            tokens=tokens,
-            flops=count * 6 * tokens * sides[0] * sides[1],
-            bytes=count * 3 * element * (tokens * sum(sides) + sides[0] * sides[1]),
+            count=sum(count for _, _, count in group),
+            tokens=max(rows for _, rows, _ in group),
+            flops=sum(count * 6 * rows * math.prod(sides) for _, rows, count in group),
+            bytes=sum(count * 3 * element * (rows * sum(sides) + math.prod(sides)) for _, rows, count in group),
         )
-        for sides, count in counts.items()
+        for sides, group in groups.items()
     ]
     by_kind = flops_by_kind(config, length=length)
     # Forward: q, k, v in and the result out. Backward: those and its gradient in, the gradients of q, k, v out.

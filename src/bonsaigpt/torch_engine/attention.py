@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from bonsaigpt.config import ModelConfig
 from bonsaigpt.kv import KVCache
+from bonsaigpt.structure import Structure
 from bonsaigpt.torch_engine.elementwise import rms_norm, rotate
 from bonsaigpt.torch_engine.linear import Linear
 
@@ -77,7 +79,7 @@ def _attend_plainly(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor
 class Attention(nn.Module):
     """One layer's attention. ``c_attn`` makes queries, keys and values in one product, in that order."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, made: Mapping[str, Structure]) -> None:
         super().__init__()
         self.layer = layer
         self.n_head, self.n_kv_head, self.head_width = config.n_head, config.n_kv_head, config.head_width
@@ -85,9 +87,9 @@ class Attention(nn.Module):
         self.plain = False
         self.qk_eps = config.norm.eps if config.attention.qk_norm else None
         self.neighbours = config.position.kind == "rope" and config.position.pairs == "neighbours"
-        heads = config.n_head + 2 * config.n_kv_head
-        self.c_attn = Linear(heads * config.head_width, config.n_embd, bias=config.bias)
-        self.c_proj = Linear(config.n_embd, config.n_head * config.head_width, bias=config.bias)
+        path = f"transformer.h.{layer}.attn"
+        self.c_attn = Linear(made[f"{path}.c_attn.weight"], bias=config.bias)
+        self.c_proj = Linear(made[f"{path}.c_proj.weight"], bias=config.bias)
 
     def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
         B, T, _ = x_BTD.shape

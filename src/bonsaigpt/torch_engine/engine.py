@@ -20,6 +20,7 @@ from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
 from bonsaigpt.config import ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.processes import Process
+from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
 from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
@@ -271,7 +272,9 @@ class TorchEngine:
     # ------------------------------------------------------------------ a model alone
 
     def model(self, config: ModelConfig, values: Arrays) -> GPT:
-        """A model to evaluate or to generate with."""
+        """A model to evaluate or to generate with. Weights whose factors would take more work for a token than the
+        matrix are merged into it, once: decoding is never slower than with dense ones."""
+        config, values = merge(config, values, which=lambda s: s.macs(s.cheapest) >= s.macs(MATERIALISED))
         return build(config, values=values).to(self.placement.device).eval()
 
     def model_of(self, state: State) -> GPT:

@@ -7,23 +7,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.config import ModelConfig
+from bonsaigpt.structure import Structure
 from bonsaigpt.torch_engine.elementwise import rms_norm
+from bonsaigpt.torch_engine.structured import Weight, new_weight
 
 __all__ = ["Linear", "Norm", "linear"]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``; weights are (out, in)."""
-    return F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``; weights are (out, in), dense or made of factors."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    y = weight(x)
+    return y if bias is None else y + bias
 
 
 class Linear(nn.Module):
-    """A weight (out, in) and perhaps a bias. Memory is not filled here: values come from the spec or a file."""
+    """A weight (out, in) of any structure and perhaps a bias. Memory is not filled here: values come from the spec or a
+    file."""
 
-    def __init__(self, out: int, into: int, *, bias: bool) -> None:
+    def __init__(self, structure: Structure, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out, into))
-        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+        self.weight = new_weight(structure)
+        self.bias = nn.Parameter(torch.empty(structure.out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

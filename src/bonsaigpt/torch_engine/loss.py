@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bonsaigpt.data.batches import IGNORE
 from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.structured import dense
 
 __all__ = ["Learner", "cross_entropy_sum", "fused_head_loss"]
 
@@ -40,7 +41,7 @@ class Learner(nn.Module):
         if targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
             return fused_head_loss(
                 hidden_BTD,
-                model.head_weight,
+                dense(model.head_weight),
                 targets_BT,
                 vocabulary=model.config.vocabulary,
                 scale=1.0 / model.config.width_ratio,

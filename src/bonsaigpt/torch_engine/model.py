@@ -6,7 +6,7 @@ from there or from a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, RopePosition
 from bonsaigpt.kv import KVCache
 from bonsaigpt.spec import initial_value, parameters
+from bonsaigpt.structure import Structure, structures
 from bonsaigpt.torch_engine.attention import Attention, Where, document_mask
 from bonsaigpt.torch_engine.linear import Linear, Norm, linear
 from bonsaigpt.torch_engine.mlp import MLP
 from bonsaigpt.torch_engine.rope import rotation_table
+from bonsaigpt.torch_engine.structured import Weight, dense, new_weight
 
 __all__ = ["GPT", "build", "load_weights", "weights"]
 
@@ -28,24 +30,29 @@ __all__ = ["GPT", "build", "load_weights", "weights"]
 class Embedding(nn.Module):
     """A table of vectors."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, structure: Structure) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width))
+        self.weight = new_weight(structure)
+
+    @property
+    def table(self) -> Tensor:
+        """All rows."""
+        return dense(self.weight)
 
     def forward(self, indices: Tensor) -> Tensor:
-        return F.embedding(indices, self.weight)
+        return F.embedding(indices, self.table)
 
 
 class Block(nn.Module):
     """Attention and MLP, each a branch beside the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, made: Mapping[str, Structure]) -> None:
         super().__init__()
         self.post_norm = config.norm_position == "post"
         self.ln_1 = Norm(config)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config, layer, made)
         self.ln_2 = Norm(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, layer, made)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
@@ -59,13 +66,13 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Everything but the head; the name keeps nanoGPT's parameter paths."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, made: Mapping[str, Structure]) -> None:
         super().__init__()
-        self.wte = Embedding(config.vocabulary_rows, config.n_embd)
+        self.wte = Embedding(made["transformer.wte.weight"])
         if config.position.kind == "learned":
-            self.wpe = Embedding(config.block_size, config.n_embd)
+            self.wpe = Embedding(made["transformer.wpe.weight"])
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, layer, made) for layer in range(config.n_layer))
         self.ln_f = Norm(config)
 
 
@@ -81,9 +88,10 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.transformer = Transformer(config)
+        made = structures(config)
+        self.transformer = Transformer(config, made)
         if not config.tie_embeddings:
-            self.lm_head = Linear(config.vocabulary_rows, config.n_embd, bias=False)
+            self.lm_head = Linear(made["lm_head.weight"], bias=False)
         if isinstance(config.position, RopePosition):
             cos, sin = rotation_table(config.block_size, config.head_width, config.position.theta)
             self.register_buffer("cos", cos, persistent=False)
@@ -96,7 +104,7 @@ class GPT(nn.Module):
                 module.plain = plain
 
     @property
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         """The matrix from the last hidden state to the logits, (V, D)."""
         return self.transformer.wte.weight if self.config.tie_embeddings else self.lm_head.weight
 
@@ -125,7 +133,7 @@ class GPT(nn.Module):
         rotation = None
         if self.config.position.kind == "learned":
             wpe = self.transformer.wpe
-            x_BTD = x_BTD + (wpe.weight[:T] if positions_BT is None else wpe(positions_BT))
+            x_BTD = x_BTD + (wpe.table[:T] if positions_BT is None else wpe(positions_BT))
         elif self.config.position.kind == "rope":
             if positions_BT is None:
                 rotation = (self.cos[:T, None], self.sin[:T, None])

@@ -47,7 +47,7 @@ class Optimizer:
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for p in table:
             if p not in matrices:
-                key = (config.weight_decay if p.decay else 0.0, p.lr_scale * self._scale(p.name))
+                key = (config.weight_decay * p.decay, p.lr_scale * self._scale(p.name))
                 groups.setdefault(key, []).append(self.parameters[p.name])
         device = next(iter(self.parameters.values())).device
         # Fused: one kernel over all tensors, on a CPU too, and the only form that can skip a step without waiting.

@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bonsaigpt.structure import merge
 from bonsaigpt.torch_engine.linear import Linear
-from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.model import GPT, build, weights
+from bonsaigpt.torch_engine.structured import dense
 
 __all__ = ["Weights", "quantize_int8", "rounded", "with_matrices"]
 
@@ -39,14 +41,12 @@ def rounded(model: GPT) -> GPT:
 
 @torch.no_grad()
 def with_matrices(model: GPT, change: Callable[[Tensor], Tensor]) -> GPT:
-    """A copy, to evaluate, with every matrix of a ``Linear`` changed; a tied head becomes one of its own."""
-    config = model.config.model_copy(update={"tie_embeddings": False})
-    copy = GPT(config).to(model.head_weight.device).eval()
-    values = dict(model.named_parameters()) | {"lm_head.weight": model.head_weight}
-    for name, module in copy.named_modules():
-        for part, _ in list(module.named_parameters(recurse=False)):
-            value = values[f"{name}.{part}"].detach()
-            if isinstance(module, Linear) and part == "weight":
-                value = change(value)
-            setattr(module, part, nn.Parameter(value.clone(), requires_grad=False))
-    return copy
+    """A copy, to evaluate, with every matrix of a ``Linear`` changed; a tied head becomes one of its own, and factors
+    become the matrix that they stand for."""
+    config, values = merge(model.config, weights(model))
+    values.setdefault("lm_head.weight", values["transformer.wte.weight"])
+    copy = build(config.model_copy(update={"tie_embeddings": False}), values=values)
+    for module in copy.modules():
+        if isinstance(module, Linear):
+            module.weight = nn.Parameter(change(dense(module.weight).detach()))
+    return copy.to(next(model.parameters()).device).eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from bonsaigpt.torch_engine.model import GPT, Block
 from bonsaigpt.torch_engine.native.library import MLPS, ROPES, Layer, Model, library
 from bonsaigpt.torch_engine.native.packing import LANES, Packed
 from bonsaigpt.torch_engine.rounding import Weights
+from bonsaigpt.torch_engine.structured import dense
 
 __all__ = ["NativeDecoder"]
 
@@ -156,7 +157,7 @@ def _structure(model: GPT, packed: Packed) -> Model:
         heads=config.n_head,
         kv_heads=config.n_kv_head,
         head_width=config.head_width,
-        hidden=config.hidden,
+        hidden=max(config.hidden_of(layer) for layer in range(config.n_layer)),
         vocabulary=config.vocabulary,
         rms_norm=config.norm.kind == "rmsnorm",
         post_norm=config.norm_position == "post",
@@ -166,14 +167,14 @@ def _structure(model: GPT, packed: Packed) -> Model:
         eps=config.norm.eps,
         softcap=config.logit_softcap,
         head_scale=1.0 / config.width_ratio,
-        wte=packed.pointer(transformer.wte.weight),
-        wpe=packed.pointer(transformer.wpe.weight) if config.position.kind == "learned" else None,
+        wte=packed.pointer(transformer.wte.table),
+        wpe=packed.pointer(transformer.wpe.table) if config.position.kind == "learned" else None,
         cos=packed.pointer(model.cos) if rope else None,
         sin=packed.pointer(model.sin) if rope else None,
         ln_f=packed.pointer(transformer.ln_f.weight),
         ln_f_bias=packed.pointer(transformer.ln_f.bias),
         layer=ctypes.cast(layers, ctypes.c_void_p),
-        head=packed.matrix(model.head_weight[: config.vocabulary]),
+        head=packed.matrix(dense(model.head_weight)[: config.vocabulary]),
     )
 
 

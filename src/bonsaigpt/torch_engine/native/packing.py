@@ -14,6 +14,7 @@ from bonsaigpt.torch_engine.mlp import MLP
 from bonsaigpt.torch_engine.model import GPT, Block, Embedding, Transformer
 from bonsaigpt.torch_engine.native.library import Matrix
 from bonsaigpt.torch_engine.rounding import Weights, quantize_int8
+from bonsaigpt.torch_engine.structured import FactoredWeight, dense
 
 __all__ = ["LANES", "Packed", "what_is_not_dense"]
 
@@ -21,6 +22,10 @@ LANES = 16
 """Outputs of a panel; decode.cpp's own number."""
 _LINE = 64
 """Bytes of a cache line."""
+
+_WTE = "transformer.wte.weight"
+_TABLES = (_WTE, "transformer.wpe.weight")
+"""Looked up, not multiplied."""
 
 _REPEATED: dict[type[nn.Module], object] = {
     kind: kind.forward
@@ -34,9 +39,9 @@ class Packed:
 
     def __init__(self, model: GPT, weights: Weights) -> None:
         self.weights = weights
-        shapes = [m.weight.shape for m in model.modules() if isinstance(m, Linear)]
+        shapes = [shape for name, shape in model.config.weight_shapes.items() if not name.startswith(_TABLES)]
         if model.config.tie_embeddings:
-            shapes.append(model.head_weight.shape)
+            shapes.append(model.config.weight_shapes[_WTE])
         self._one = torch.int8 if weights == "int8" else torch.float32
         room = sum(_aligned(-(-out // LANES) * LANES * into * self._one.itemsize) for out, into in shapes)
         self._room = torch.from_numpy(np.empty(room + _LINE, dtype=np.uint8))
@@ -58,7 +63,7 @@ class Packed:
         if module is None:
             return Matrix()
         assert isinstance(module, Linear)
-        return self.matrix(module.weight, module.bias)
+        return self.matrix(dense(module.weight), module.bias)
 
     def matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
         """A weight (out, in), its outputs padded with zeros to whole panels."""
@@ -84,16 +89,16 @@ def _aligned(size: int) -> int:
 
 
 def what_is_not_dense(model: nn.Module) -> str | None:
-    """In words why the weights cannot be packed, or None: each must be a dense float32 matrix of the spec's, applied by
-    the code that the C++ repeats."""
+    """In words why the weights cannot be packed, or None: each must be a dense float32 matrix of the spec's, or factors
+    that stand for one, applied by the code that the C++ repeats."""
     for name, module in model.named_modules():
-        known = _REPEATED.get(type(module))
+        known = FactoredWeight.forward if isinstance(module, FactoredWeight) else _REPEATED.get(type(module))
         if known is None or type(module).forward is not known or "forward" in vars(module) or module._forward_hooks:
             return f"{name or type(module).__name__} has been replaced"
     assert isinstance(model, GPT)
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if found != {p.name: p.shape for p in parameters(model.config) if p.tied_to is None}:
-        return "its weights are not those of a dense model"
+        return "its weights are not those of its configuration"
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.layout != torch.strided or parameter.device.type != "cpu":
             return f"{name} is not dense float32 on the CPU"

@@ -1,0 +1,62 @@
+"""From a dense weight, and what is known of its inputs, to the factors of any structure: one door for all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bonsaigpt.compress.als import activation_aware
+from bonsaigpt.compress.exact import monarch_projection, truncated_svd, van_loan, whitened_svd
+from bonsaigpt.structure import Arrays, Kronecker, KroneckerColumns, LowRank, Monarch, Structure
+
+__all__ = ["fit", "strongest_columns"]
+
+
+def fit(structure: Structure, W: np.ndarray, C: np.ndarray | None = None) -> Arrays:
+    """Factors (float64, by their names) of a structure that is to stand for ``W`` (out, in).
+
+    Args:
+        C: E[x x^T] of the inputs, (in, in): then the output is fitted. None: the weight is, blind to inputs. Monarch's
+            slices are fitted blind in either case.
+    """
+    C_or_even = np.eye(structure.into) if C is None else C
+    match structure:
+        case KroneckerColumns():
+            return _fit_columns(structure, W, C_or_even)
+        case Kronecker():
+            return _fit_kronecker(structure, W, C)
+        case LowRank():
+            U, V = truncated_svd(W, structure.rank) if C is None else whitened_svd(W, C, structure.rank)
+            return {"U": U, "V": V}
+        case Monarch():
+            L, R = monarch_projection(W, structure.a_shape, structure.slice_rank)
+            return {"L": L, "R": R}
+        case _:
+            return {"": W.astype(np.float64)}
+
+
+def strongest_columns(W: np.ndarray, C: np.ndarray, count: int) -> tuple[int, ...]:
+    """The inputs whose own part of the output is largest: E[x_j^2] ||W_j||^2."""
+    power = np.diag(C) * np.square(W).sum(axis=0)
+    return tuple(sorted(np.argsort(-power, kind="stable")[:count].tolist()))
+
+
+def _fit_kronecker(structure: Kronecker, W: np.ndarray, C: np.ndarray | None) -> Arrays:
+    if C is None:
+        A, B = van_loan(W, structure.a_shape, structure.count)
+    else:
+        found = activation_aware(W, C, structure.a_shape, structure.count)
+        A, B = found.A, found.B
+    scalers = {"s": np.ones(structure.count)} if structure.scalers else {}
+    return {"A": A, "B": B} | scalers
+
+
+def _fit_columns(structure: KroneckerColumns, W: np.ndarray, C: np.ndarray) -> Arrays:
+    """Whatever the products are, the best columns follow from them; what these cannot mend is an error in the Schur
+    complement of their moments. So the products are fitted to that, and the columns to what is left."""
+    kept = list(structure.columns)
+    ridge = 1e-9 * np.trace(C) / len(C) * np.eye(len(kept))
+    mend = np.linalg.solve(C[np.ix_(kept, kept)] + ridge, C[kept])
+    rest = C - C[:, kept] @ mend
+    factors = _fit_kronecker(structure, W, (rest + rest.T) / 2)
+    products = Kronecker.expand(structure, factors)
+    return factors | {"C": (W - products) @ mend.T}

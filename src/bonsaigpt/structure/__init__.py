@@ -1,0 +1,96 @@
+"""What a weight may be made of, one file each: its factors, parameters, operations, rank, and the matrix it stands for.
+
+NumPy only. How an engine applies a structure is the engine's; how good factors are found is ``compress``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bonsaigpt.config import (
+    DenseStructure,
+    KroneckerColumnsStructure,
+    KroneckerStructure,
+    LowRankStructure,
+    ModelConfig,
+    MonarchStructure,
+    NarrowStructure,
+    WeightStructure,
+)
+from bonsaigpt.structure.base import MATERIALISED, Arrays, Factor, Product, Structure
+from bonsaigpt.structure.columns import KroneckerColumns
+from bonsaigpt.structure.dense import Dense
+from bonsaigpt.structure.kronecker import Kronecker
+from bonsaigpt.structure.lowrank import LowRank
+from bonsaigpt.structure.monarch import Monarch
+
+__all__ = [
+    "MATERIALISED",
+    "Arrays",
+    "Dense",
+    "Factor",
+    "Kronecker",
+    "KroneckerColumns",
+    "LowRank",
+    "Monarch",
+    "Product",
+    "Structure",
+    "make",
+    "merge",
+    "structures",
+]
+
+
+def make(setting: WeightStructure, out: int, into: int) -> Structure:
+    """The structure that a setting means for a weight of (out, into), for which ``setting.check`` has nothing against
+    it: a configuration is checked as a whole when it is made."""
+    match setting:
+        case KroneckerColumnsStructure():
+            return KroneckerColumns(out, into, setting.a_shape, setting.terms, setting.scalers, setting.columns)
+        case KroneckerStructure():
+            return Kronecker(out, into, setting.a_shape, setting.terms, setting.scalers)
+        case LowRankStructure():
+            return LowRank(out, into, setting.rank)
+        case MonarchStructure():
+            return Monarch(out, into, setting.a_shape, setting.rank)
+        case DenseStructure():
+            return Dense(out, into)
+
+
+def structures(config: ModelConfig) -> dict[str, Structure]:
+    """What every weight of the model is made of, dense ones included, in the order of the forward pass.
+
+    Raises:
+        ConfigError: the size of the vocabulary is not known yet.
+    """
+    assert config.vocabulary > 0  # it raises
+    return {name: make(config.structure_of(name), *shape) for name, shape in config.weight_shapes.items()}
+
+
+def merge(
+    config: ModelConfig, values: Arrays, *, which: Callable[[Structure], bool] = lambda structure: True
+) -> tuple[ModelConfig, Arrays]:
+    """The same function with dense weights: the configuration, and every value under its dense name.
+
+    Factors are multiplied in float64. MLPs that were made narrow stay so.
+
+    Args:
+        which: structures that are to be merged; the others stay factored. All by default.
+    """
+    rest, merged = dict(values), {}
+    settings = dict(config.structure)
+    for name, structure in structures(config).items():
+        own = {factor.name: rest.pop(factor.key(name)) for factor in structure.factors}
+        if structure.factored and which(structure):
+            wide = structure.expand({factor: value.astype(np.float64) for factor, value in own.items()})
+            merged[name] = wide.astype(np.float32)
+            settings[name] = DenseStructure()
+        else:
+            merged |= {factor.key(name): own[factor.name] for factor in structure.factors}
+    plain = config.model_copy(update={"structure": settings})
+    if not any(structure.factored for structure in structures(plain).values()):
+        narrow = {glob: s for glob, s in config.structure.items() if isinstance(s, NarrowStructure)}
+        plain = config.model_copy(update={"structure": narrow})
+    return plain, merged | rest
