@@ -57,6 +57,8 @@ class Decoder(Protocol):
 
     rows: int
     block_size: int
+    vocabulary: int
+    """Logits of a row."""
     weight_bytes: int
     """What a step reads of the weights, at least."""
     why: str

@@ -93,8 +93,8 @@ def exit_code(work: Callable[[], int]) -> int:
         if not any(sign in words for sign in ("memoryerror", "out of memory", "outofmemory", "can't allocate memory")):
             raise
         print(
-            "bonsai: out of memory: lower --train.micro_batch or --train.batch_size, try --train.recompute true, use a "
-            "smaller model or block, or close other programs.",
+            "bonsai: out of memory: lower what is done at once (in training --train.micro_batch or --train.batch_size; "
+            "or try --train.recompute true), use a smaller model or block, or close other programs.",
             file=sys.stderr,
         )
         return 2

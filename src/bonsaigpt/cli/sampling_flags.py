@@ -14,6 +14,9 @@ from bonsaigpt.sampling import Pattern, Sampling, json_schema, regular_expressio
 
 __all__ = ["RULES", "add_context", "add_patterns", "add_rules", "pattern_of", "refuse_together", "sampling_of"]
 
+_NOT_GIVEN: tuple[object, ...] = (None, [])
+"""What a flag is that nobody gave."""
+
 RULES = {
     "temperature": ("T", float, "0 is greedy, 1 the model's own (default: 0.8)"),
     "top_k": ("K", int, "draw from the K likeliest tokens only"),
@@ -60,10 +63,17 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
     for entry in arguments.logit_bias:
         token, _, nats = entry.partition("=")
         try:
-            bias[int(token)] = float(nats)
+            number, added = int(token), float(nats)
         except ValueError:
             raise GenerateError(f"--logit-bias {entry} is no ID=NATS: write e.g. --logit-bias 13=-100") from None
-    return Sampling(**{"temperature": 0.8, **given}, logit_bias=bias, seed=arguments.seed or 0)
+        if number in bias:
+            raise GenerateError(f"--logit-bias {entry} is the second one of token {number}: give one")
+        bias[number] = added
+    try:
+        return Sampling(**{"temperature": 0.8, **given}, logit_bias=bias, seed=arguments.seed or 0)
+    except GenerateError as error:
+        name, _, rest = str(error).partition(" = ")
+        raise GenerateError(f"--{name.replace('_', '-')} {rest}" if name in RULES else str(error)) from None
 
 
 def add_patterns(parser: Parser) -> None:
@@ -123,6 +133,6 @@ def refuse_together(arguments: argparse.Namespace, names: Sequence[str], *, why:
     Raises:
         GenerateError: naming the first two that were given.
     """
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) not in (None, [], 1, False)]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) not in _NOT_GIVEN]
     if len(given) > 1:
         raise GenerateError(f"{given[0]} and {given[1]} cannot go together: {why}")

@@ -93,7 +93,7 @@ class EagerDecoder:
         if dtype != torch.float32:  # or autocast would read the wide weights again for every token
             model = with_matrices(model, lambda weight: weight.to(dtype))
         self._model, self._placement = model.eval(), placement
-        self.rows, self.block_size = rows, model.config.block_size
+        self.rows, self.block_size, self.vocabulary = rows, model.config.block_size, model.config.vocabulary
         self._lengths = [0] * rows
         self._slots = Slots(model, rows=rows, device=device, dtype=dtype)
         batched = device.type != "cpu" if batched is None else batched
@@ -131,6 +131,8 @@ class EagerDecoder:
         return logits
 
     def truncate(self, row: int, length: int) -> None:
+        if not 0 <= row < self.rows:
+            raise GenerateError(f"there is no row {row}: use 0 to {self.rows - 1}")
         if not 0 <= length <= self._lengths[row]:
             raise GenerateError(f"row {row} holds {self._lengths[row]} tokens: it cannot be cut to {length}")
         self._lengths[row] = length

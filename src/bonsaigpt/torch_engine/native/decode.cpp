@@ -125,9 +125,9 @@ class Decoder {
             for (int64_t i = one ? 0 : chunk; i < (one ? count : chunk + 1); i++) remember(l, i, i >= from);
         });
         int64_t pairs = (count - from) * m_.kv_heads;
-        int64_t each = std::max<int64_t>(1, pairs / (4 * pool_.threads()));
-        pool_.share((pairs + each - 1) / each, [&](int64_t chunk, int thread) {
-            for (int64_t i = chunk * each; i < std::min(pairs, (chunk + 1) * each); i++)
+        int64_t some = std::max<int64_t>(1, pairs / (4 * pool_.threads()));
+        pool_.share((pairs + some - 1) / some, [&](int64_t chunk, int thread) {
+            for (int64_t i = chunk * some; i < std::min(pairs, (chunk + 1) * some); i++)
                 attend(l, from + i / m_.kv_heads, i % m_.kv_heads, &scores_[thread * slots_]);
         });
         multiply(layer.attn_proj, mixed_.data(), mixed_width_, from, count, add);
@@ -148,11 +148,11 @@ class Decoder {
     void multiply(const Matrix& m, const float* x, int64_t x_stride, int64_t from, int64_t count,
                   const Finish& finish) {
         int64_t panels = padded(m.outputs) / LANES, rows = count - from;
-        int64_t each = m.inputs > 1024 ? 2 : 4;  // some microseconds
-        if (panels * LANES * m.inputs * rows < WORTH) each = panels;
-        else each = std::max(each, panels / (16 * pool_.threads()) / 4 * 4);
-        pool_.share((panels + each - 1) / each, [&](int64_t chunk, int) {
-            products(m, x, x_stride, from, count, chunk * each, std::min(panels, (chunk + 1) * each), finish);
+        int64_t some = m.inputs > 1024 ? 2 : 4;  // some microseconds
+        if (panels * LANES * m.inputs * rows < WORTH) some = panels;
+        else some = std::max(some, panels / (16 * pool_.threads()) / 4 * 4);
+        pool_.share((panels + some - 1) / some, [&](int64_t chunk, int) {
+            products(m, x, x_stride, from, count, chunk * some, std::min(panels, (chunk + 1) * some), finish);
         });
     }
 
@@ -290,12 +290,12 @@ class Decoder {
         for (int p = 0; p < PANELS; p++) store(scores + slot + p * LANES, sums[p] * scale);
     }
 
-    template <int PARTS>
+    template <int COUNT>
     void mix(const float* scores, const float* values, int64_t seen, float inverse, float* out) const {
-        Vec sums[PARTS] = {};
+        Vec sums[COUNT] = {};
         for (int64_t s = 0; s < seen; s++)
-            for (int p = 0; p < PARTS; p++) sums[p] += load(values + s * m_.head_width + p * LANES) * scores[s];
-        for (int p = 0; p < PARTS; p++) store(out + p * LANES, sums[p] * inverse);
+            for (int p = 0; p < COUNT; p++) sums[p] += load(values + s * m_.head_width + p * LANES) * scores[s];
+        for (int p = 0; p < COUNT; p++) store(out + p * LANES, sums[p] * inverse);
     }
 
     static Vec silu(const Vec& v) {
@@ -304,7 +304,7 @@ class Decoder {
 
     Vec bend(const Vec& v) const {
         if (m_.mlp == RELU2) {
-            Vec positive = max(v, Vec{});
+            Vec positive = max(Vec{}, v);
             return positive * positive;
         }
         return each([&](int p) {

@@ -28,8 +28,8 @@ class NativeDecoder:
     """See ``bonsaigpt.engines.Decoder``. One thread at a time may call it.
 
     Holds a packed copy of all matrices, a tied head too (so float32 doubles the model's memory and int8 adds a
-    quarter), and 8 L G K bytes of keys and values for each slot of each row. The weights are those of the moment when
-    it was made.
+    quarter), and 8 L G K bytes of keys and values for each slot of each row. Embeddings and norms are the model's own:
+    it must not change as long as this is used.
 
     Raises:
         Missing: the library cannot be built here.
@@ -83,14 +83,24 @@ class NativeDecoder:
         count = len(rows)
         if count > self.rows or len(tokens) != count:
             raise GenerateError(f"{count} rows with {len(tokens)} tokens cannot be: the cache has {self.rows} rows")
-        for start in range(0, count, self._most):
-            part = min(self._most, count - start)
-            self._in_rows[:part] = rows[start : start + part]
-            self._in_tokens[:part] = tokens[start : start + part]
-            self._call(part, 0, self._out + 4 * start * self.vocabulary)
+        if count > 1 and len(set(rows.tolist())) < count:
+            raise GenerateError(f"rows {rows.tolist()} cannot be: a step makes one token for each of some rows")
+        before = self._lengths.copy() if count > self._most else None
+        try:
+            for start in range(0, count, self._most):
+                part = min(self._most, count - start)
+                self._in_rows[:part] = rows[start : start + part]
+                self._in_tokens[:part] = tokens[start : start + part]
+                self._call(part, 0, self._out + 4 * start * self.vocabulary)
+        except GenerateError:
+            if before is not None:  # earlier parts were done
+                self._lengths[:] = before
+            raise
         return self._logits[:count]
 
     def truncate(self, row: int, length: int) -> None:
+        if not 0 <= row < self.rows:
+            raise GenerateError(f"there is no row {row}: use 0 to {self.rows - 1}")
         if not 0 <= length <= self._lengths[row]:
             raise GenerateError(f"row {row} holds {self._lengths[row]} tokens: it cannot be cut to {length}")
         self._lengths[row] = length
