@@ -26,8 +26,9 @@ from bonsaigpt.config import (
 from bonsaigpt.data import growing, pieces
 from bonsaigpt.data.corpora import documents, shakespeare
 from bonsaigpt.data.corpora.source import Cursor, Document, Source, as_it_is
+from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.data.prepare import open_source, prepare, prepare_source
-from bonsaigpt.data.shards import Corpus, Counts, open_corpus
+from bonsaigpt.data.shards import Corpus, Counts, open_corpus, verify_shards
 from bonsaigpt.data.writing import ShardWriter
 from bonsaigpt.errors import DataError, OutputError
 from bonsaigpt.files import writing
@@ -92,15 +93,20 @@ def test_corpus_json_tells_the_truth(folder: Path, tmp_path: Path) -> None:
     corpus = prepare(FilesData(path=folder), tmp_path)
     told = json.loads((corpus.folder / "corpus.json").read_text())
     assert told["documents"] == 40
-    assert told["tokenizer"] == {"kind": "chars", "vocab_size": corpus.tokenizer.vocab_size}
+    assert told["tokenizer"] == {
+        "kind": "chars",
+        "vocab_size": corpus.tokenizer.vocab_size,
+        "sha256": hashlib.sha256((corpus.folder / "tokenizer.json").read_bytes()).hexdigest(),
+    }
     for shard in told["shards"]:
         assert (corpus.folder / shard["file"]).stat().st_size == shard["tokens"] * np.dtype(told["dtype"]).itemsize
-    opened = open_corpus(corpus.folder, verify=True)
+    opened = open_corpus(corpus.folder)
+    verify_shards(opened, FileHashes())
     assert opened.fingerprint == corpus.fingerprint
     assert "content hash" in opened.split
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "no json", "no shard"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no json", "no shard", "tokenizer"])
 def test_a_damaged_corpus_is_refused(folder: Path, tmp_path: Path, damage: str) -> None:
     corpus = prepare(FilesData(path=folder), tmp_path / "corpora")
     shard = corpus.folder / corpus.shards[0].file
@@ -109,12 +115,25 @@ def test_a_damaged_corpus_is_refused(folder: Path, tmp_path: Path, damage: str) 
         shard.write_bytes(raw[:-1])
     elif damage == "flip":
         shard.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+    elif damage == "tokenizer":  # two characters change places: nothing but the hash can tell
+        path = corpus.folder / "tokenizer.json"
+        told = json.loads(path.read_text())
+        one, two, *others = told["characters"]
+        path.write_text(json.dumps(told | {"characters": "".join([two, one, *others])}))
     elif damage == "no json":
         (corpus.folder / "corpus.json").unlink()
     else:
         shard.unlink()
     with pytest.raises(DataError, match="delete"):
-        open_corpus(corpus.folder, verify=True)
+        verify_shards(open_corpus(corpus.folder), FileHashes())
+
+
+def test_a_corpus_without_the_hash_of_its_tokenizer_still_opens(folder: Path, tmp_path: Path) -> None:
+    corpus = prepare(FilesData(path=folder), tmp_path / "corpora")
+    told = json.loads((corpus.folder / "corpus.json").read_text())
+    del told["tokenizer"]["sha256"]
+    (corpus.folder / "corpus.json").write_text(json.dumps(told))
+    assert open_corpus(corpus.folder).tokenizer.to_json() == corpus.tokenizer.to_json()
 
 
 def test_one_document_is_split_at_its_tail_as_nanogpt_does(shared_data: Path, tmp_path: Path) -> None:
@@ -421,10 +440,12 @@ def test_a_corpus_of_format_1_opens(folder: Path, tmp_path: Path) -> None:
     (corpus.folder / "train-000000.bin").rename(corpus.folder / "train-000.bin")
     told = json.loads((corpus.folder / "corpus.json").read_text())
     old = {key: told[key] for key in ("source", "documents", "split", "tokenizer", "dtype", "shards", "notes")}
+    del old["tokenizer"]["sha256"]
     old |= {"format": 1, "text_sha256": told["identity"]}
     old["shards"][0]["file"] = "train-000.bin"
     (corpus.folder / "corpus.json").write_text(json.dumps(old))
-    opened = open_corpus(corpus.folder, verify=True)
+    opened = open_corpus(corpus.folder)
+    verify_shards(opened, FileHashes())
     assert opened.fingerprint == corpus.fingerprint
     assert opened.counts == {}
     (corpus.folder / "corpus.json").write_text(json.dumps(old | {"format": 3}))

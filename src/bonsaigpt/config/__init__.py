@@ -6,6 +6,7 @@ boolean that multiplies with others. Nothing changes a config after it was made:
 
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import (
+    SHARD_TOKENS,
     CorpusData,
     FilesData,
     FinewebData,
@@ -65,6 +66,7 @@ from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData, TaskD
 
 __all__ = [
     "PRESETS",
+    "SHARD_TOKENS",
     "AdamWMatrices",
     "AddData",
     "BpeTokenizerConfig",

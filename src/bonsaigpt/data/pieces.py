@@ -22,8 +22,8 @@ __all__ = [
     "Encoded",
     "Learned",
     "Piece",
-    "Run",
     "Sides",
+    "Stretch",
     "Texts",
     "content_hash",
     "cut_pieces",
@@ -152,7 +152,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """What a piece gives to one split: the ids of its documents one after the other, a separator before each."""
 
     ids: np.ndarray
@@ -178,7 +178,7 @@ class Encoded:
     """(n,) True where the whole document validates."""
     dropped: int
     """Documents without text, or that the source's ``clean`` gave up."""
-    runs: tuple[Run, Run]
+    stretches: tuple[Stretch, Stretch]
     """For each of ``SPLITS``; of a rest, where whole documents validate, the first is for the side of the document."""
 
 
@@ -218,13 +218,13 @@ class Encode:
             hashes=hashes,
             held_out=held_out,
             dropped=0 if piece.is_rest else len(piece.rows) - len(documents),
-            runs=(self._run(train, [d.start == 0 for d in documents]), self._run(val, val_starts)),
+            stretches=(self._stretch(train, [d.start == 0 for d in documents]), self._stretch(val, val_starts)),
         )
 
     def _tail_starts_with(self, document: Document) -> bool:
         return int((document.total or 0) * (1 - self.sides.fraction)) == document.start
 
-    def _run(self, texts: Sequence[str], starts: Sequence[bool]) -> Run:
+    def _stretch(self, texts: Sequence[str], starts: Sequence[bool]) -> Stretch:
         there = [bool(text) for text in texts]
         arrays = iter(self._tokenizer.encode_documents([text for text in texts if text]))
         parts: list[np.ndarray] = []
@@ -237,7 +237,7 @@ class Encode:
                 parts.append(next(arrays))
                 tokens[number] = len(parts[-1])
         dtype = self._separator.dtype
-        return Run(
+        return Stretch(
             ids=np.concatenate(parts) if parts else np.empty(0, dtype=dtype),
             tokens=tokens + begun * len(self._separator),
             starts=begun,

@@ -16,10 +16,11 @@ from bonsaigpt.config import FilesData
 from bonsaigpt.data.corpora.compressed import plain_suffix
 from bonsaigpt.data.corpora.document import Reader, by_line, by_paragraph, check_there, whole
 from bonsaigpt.data.corpora.records import by_json_line, by_row
-from bonsaigpt.data.corpora.source import Advance, Clean, Source, as_it_is, identity, reading
+from bonsaigpt.data.corpora.source import Clean, Source, as_it_is, identity, reading
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import ConfigError, DataError
 from bonsaigpt.files import writing
+from bonsaigpt.progress import Advance
 
 __all__ = ["Found", "find", "hashed", "open_files", "over_files"]
 

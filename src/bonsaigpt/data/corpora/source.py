@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Advance", "Clean", "Cursor", "Document", "Read", "Source", "Stream", "as_it_is", "identity", "reading"]
-
-Advance = Callable[[str, int, int], None]
-"""``advance(what, done, total)``; total 0 means that nobody knows."""
+__all__ = ["Clean", "Cursor", "Document", "Read", "Source", "Stream", "as_it_is", "identity", "reading"]
 
 
 @dataclass(frozen=True, order=True)

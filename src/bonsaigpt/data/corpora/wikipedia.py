@@ -18,9 +18,10 @@ from bonsaigpt.data.corpora.document import in_parts
 from bonsaigpt.data.corpora.files import find, over_files
 from bonsaigpt.data.corpora.hub import open_hub
 from bonsaigpt.data.corpora.markup import FORMAT, CleanArticle
-from bonsaigpt.data.corpora.source import Advance, Document, Source
+from bonsaigpt.data.corpora.source import Document, Source
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance
 
 __all__ = ["hidden_prefixes", "open_wikipedia"]
 

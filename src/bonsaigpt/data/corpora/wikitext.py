@@ -15,9 +15,10 @@ from bonsaigpt.data.corpora.compressed import open_bytes
 from bonsaigpt.data.corpora.document import check_text, decode, in_parts, lines
 from bonsaigpt.data.corpora.files import find, over_files
 from bonsaigpt.data.corpora.hub import open_hub
-from bonsaigpt.data.corpora.source import Advance, Document, Source, as_it_is
+from bonsaigpt.data.corpora.source import Document, Source, as_it_is
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance
 
 __all__ = ["articles", "detokenized", "open_wikitext"]
 

@@ -19,21 +19,14 @@ from bonsaigpt.data.seen import Seen
 from bonsaigpt.data.shards import Corpus
 from bonsaigpt.data.tokenizers import BpeTokenizer, CharTokenizer, Tokenizer, from_json
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance, Say
 
-__all__ = ["Advance", "Preparation", "Say", "silent"]
+__all__ = ["Preparation"]
 
 _HASH_FROM = 20
 """Documents from which on `split = auto` holds out whole documents."""
 
-Say = Callable[[str], None]
-"""Receives one line per stage."""
-Advance = Callable[..., None]
-"""``advance(what, done, total, note)``; total 0 means that nobody knows; the note, which may be left out, is speed."""
 Result = TypeVar("Result")
-
-
-def silent(*_: object) -> None:
-    """Nobody listens."""
 
 
 class Preparation:
