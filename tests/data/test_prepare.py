@@ -27,6 +27,7 @@ from bonsaigpt.data import growing, pieces
 from bonsaigpt.data.corpora import documents, shakespeare
 from bonsaigpt.data.corpora.source import Cursor, Document, Source, as_it_is
 from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.data.pieces import content_hash
 from bonsaigpt.data.prepare import open_source, prepare, prepare_source
 from bonsaigpt.data.shards import Corpus, Counts, open_corpus, verify_shards
 from bonsaigpt.data.writing import ShardWriter
@@ -360,6 +361,37 @@ def test_one_sided_hashes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"put all 2 documents on one side.*'tail'"):
         prepare_source(settings(split="hash"), source_of(MANY[:2]), tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_tails_that_stand_in_for_hashes_say_why(tmp_path: Path) -> None:
+    said: list[str] = []
+    above = [d for d in MANY if content_hash(d) / 2**64 >= 0.1][:44]
+    corpus = prepare_source(settings(), source_of(above), tmp_path, say=said.append)
+    assert corpus.split == "none of 44 documents fell to validation, so the last 10% of each document validates"
+    assert corpus.split in said[0]
+    few = prepare_source(settings(), source_of(above[:19], identity="y"), tmp_path)
+    assert few.split == "the last 10% of each document validates"
+
+
+@pytest.mark.parametrize("tokenizer", ["chars", "bytes", "bpe"])
+def test_white_space_alone_is_no_text(tmp_path: Path, tokenizer: str) -> None:
+    blank = [Document("a", "\n\n\n"), Document("b", " \u3000")]
+    config = settings(tokenizer={"kind": tokenizer})
+    with pytest.raises(DataError, match="nothing but white space in made up"):
+        prepare_source(config, source_of(blank), tmp_path)
+    assert not list(tmp_path.iterdir())
+    said: list[str] = []
+    corpus = prepare_source(config, source_of([*MANY, *blank], identity="y"), tmp_path, say=said.append)
+    assert (corpus.documents, corpus.dropped) == (300, 2)
+    assert any("300 documents, 2 without text left out" in line for line in said)
+    parts = [Document("c", " " * 50, 0, 100), Document("c", "word " * 10, 50, 100)]  # a part may be blank
+    assert prepare_source(config, source_of([*MANY, *parts], identity="z"), tmp_path).documents == 301
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    said: list[str] = []
+    prepare_source(settings(), source_of([Document("a", "a text " * 9)]), tmp_path, say=said.append)
+    assert "1 document, 63 characters" in said[0]
 
 
 def test_a_second_call_reads_nothing_again(tmp_path: Path) -> None:

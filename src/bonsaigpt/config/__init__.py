@@ -23,7 +23,7 @@ from bonsaigpt.config.corpora import (
     WikipediaData,
     WikitextData,
 )
-from bonsaigpt.config.data import DataConfig
+from bonsaigpt.config.data import DataConfig, PreparedData
 from bonsaigpt.config.mixture import MixtureData, MixturePart
 from bonsaigpt.config.model import (
     PRESETS,
@@ -52,7 +52,7 @@ from bonsaigpt.config.optim import (
     StagedRamp,
     WSDSchedule,
 )
-from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_names, validate
+from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_docs, setting_names, validate
 from bonsaigpt.config.run import GuardConfig, RunConfig, TrainConfig
 from bonsaigpt.config.tokenizers import (
     BpeTokenizerConfig,
@@ -99,6 +99,7 @@ __all__ = [
     "NoRamp",
     "OpenWebTextData",
     "OptimConfig",
+    "PreparedData",
     "RMSNorm",
     "Ramp",
     "ReLU2MLP",
@@ -126,6 +127,7 @@ __all__ = [
     "derive",
     "dump_toml",
     "load_toml",
+    "setting_docs",
     "setting_names",
     "validate",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "Texts",
     "content_hash",
     "cut_pieces",
+    "with_text",
 ]
 
 SPLITS = ("train", "val")
@@ -75,6 +76,8 @@ class Sides:
 
     by: Literal["hash", "tail"]
     fraction: float
+    why: str = ""
+    """Why not by hash, where that is not said by the number of documents."""
 
     def held_out(self, hashes: np.ndarray) -> np.ndarray:
         """Whether whole documents of these content hashes validate, (n,) bool."""
@@ -84,7 +87,8 @@ class Sides:
         """For people."""
         if self.by == "hash":
             return f"whole documents whose content hash is below {self.fraction:g} validate"
-        return f"the last {self.fraction:.0%} of each document validates"
+        tail = f"the last {self.fraction:.0%} of each document validates"
+        return f"{self.why}, so {tail}" if self.why else tail
 
     def tail(self, document: Document) -> int:
         """Where inside this text, which may be a part, the validating tail of the whole document begins."""
@@ -98,8 +102,13 @@ def content_hash(document: Document) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
+def with_text(document: Document | None) -> bool:
+    """Whether a cleaned document is there, and more than white space; a part is what the whole is."""
+    return document is not None and bool(document.text) and (document.total is not None or not document.text.isspace())
+
+
 def _cleaned(piece: Piece, clean: Clean) -> list[Document]:
-    return [d for row in piece.rows if (d := clean(Document(*row))) is not None and d.text]
+    return [d for row in piece.rows if (d := clean(Document(*row))) is not None and with_text(d)]
 
 
 def _told_apart(piece: Piece, clean: Clean, sides: Sides) -> tuple[list[Document], np.ndarray, np.ndarray]:

@@ -75,7 +75,7 @@ def prepare(
     if isinstance(config, TaskData):
         raise DataError(f"the toy `{config.kind}` is made while training: there is nothing to prepare.")
     if isinstance(config, MixtureData):
-        raise DataError("a mixture is prepared part by part: prepare its parts, or train, which does it.")
+        raise DataError("a mixture has no corpus of its own: prepare its parts one by one.")
     if isinstance(config, CorpusData):
         corpus = open_corpus(corpus_folder(config.path, corpora, advance=advance))
         verify_shards(corpus, file_hashes(corpora), advance=advance)
@@ -108,6 +108,8 @@ def prepare_source(
         if work is None:
             corpus = open_corpus(folder)
         else:
+            if note := source.note():
+                say(f"{source.name}: {note}")
             preparation = Preparation(config, source, work, tokenizer, workers=workers, say=say, advance=advance)
             corpus = preparation.run()
     verify_shards(corpus, hashes or file_hashes(corpora), advance=advance)

@@ -61,6 +61,8 @@ class Source:
     """Bytes to read in all; None if nobody knows."""
     stream: Stream
     clean: Clean
+    note: Callable[[], str] = str
+    """What a user should know of the choice of the text, in a sentence without a full stop; empty: nothing."""
 
 
 def as_it_is(document: Document) -> Document:
