@@ -357,7 +357,7 @@ def test_files_that_are_left_out_are_told_when_they_are_read(tmp_path: Path) -> 
     config = FilesData.model_validate({"path": folder, "tokenizer": {"kind": "bytes"}})
     prepare(config, tmp_path / "c", say=said.append)
     assert said[0] == (
-        f"{folder}: 7 other files (.md 2, .csv 1, .html 1, .jsonl.gz 1, 2 more kinds) do not match '**/*.txt'; "
+        f"{folder}: 7 other files (.md 2, without a suffix 1, .csv 1, .html 1, 2 more kinds) do not match '**/*.txt'; "
         "--data.pattern takes more"
     )
     prepare(config, tmp_path / "c", say=said.append)
