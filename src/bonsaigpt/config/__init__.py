@@ -6,6 +6,7 @@ boolean that multiplies with others. Nothing changes a config after it was made:
 
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import (
+    SHARD_TOKENS,
     CorpusData,
     FilesData,
     FinewebData,
@@ -22,7 +23,7 @@ from bonsaigpt.config.corpora import (
     WikipediaData,
     WikitextData,
 )
-from bonsaigpt.config.data import DataConfig
+from bonsaigpt.config.data import DataConfig, PreparedData
 from bonsaigpt.config.mixture import MixtureData, MixturePart
 from bonsaigpt.config.model import (
     PRESETS,
@@ -51,7 +52,7 @@ from bonsaigpt.config.optim import (
     StagedRamp,
     WSDSchedule,
 )
-from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_names, validate
+from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_docs, setting_names, validate
 from bonsaigpt.config.run import GuardConfig, RunConfig, TrainConfig
 from bonsaigpt.config.structure import (
     DenseStructure,
@@ -75,6 +76,7 @@ from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData, TaskD
 
 __all__ = [
     "PRESETS",
+    "SHARD_TOKENS",
     "AdamWMatrices",
     "AddData",
     "BpeTokenizerConfig",
@@ -113,6 +115,7 @@ __all__ = [
     "NoRamp",
     "OpenWebTextData",
     "OptimConfig",
+    "PreparedData",
     "RMSNorm",
     "Ramp",
     "ReLU2MLP",
@@ -142,6 +145,7 @@ __all__ = [
     "derive",
     "dump_toml",
     "load_toml",
+    "setting_docs",
     "setting_names",
     "validate",
 ]
