@@ -24,7 +24,17 @@ from bonsaigpt.spec import parameters
 from bonsaigpt.structure import structures
 from bonsaigpt.trace import Look
 
-__all__ = ["LOOKS", "Finding", "Health", "Monitor", "effective_rank", "look_for", "relative_entropy", "short_name"]
+__all__ = [
+    "LOOKS",
+    "Finding",
+    "Health",
+    "Monitor",
+    "effective_rank",
+    "effective_terms",
+    "look_for",
+    "relative_entropy",
+    "short_name",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,14 @@ def effective_rank(matrix: np.ndarray) -> float:
     """
     squares = np.linalg.svd(np.asarray(matrix, dtype=np.float64), compute_uv=False) ** 2
     return float(squares.sum() ** 2 / (squares**2).sum()) if squares.any() else 0.0
+
+
+def effective_terms(shares: Iterable[float | None]) -> float | None:
+    """Of how many terms a sum of Kronecker products (or of rank-1 matrices) really is, as a share of those that it
+    has: the participation ratio of their energies, 1 / sum of squared shares, over their number. None if unknown."""
+    known = [share for share in shares if share is not None]
+    squares = sum(share**2 for share in known)
+    return 1.0 / squares / len(known) if squares > 0 else None
 
 
 def relative_entropy(shares: np.ndarray) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bonsaigpt.spec import parameters
 from bonsaigpt.torch_engine.attention import Attention, Where
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.mlp import MLP
@@ -36,16 +37,17 @@ _QUERIES = 256
 class Checkup:
     """Of one step, on every process alike. ``figures`` fill as the step goes on.
 
-    ``grad_norm``, ``weight_norm``, ``update``: one number for each parameter, in the order of the layout; the last is
+    ``grad_norm``, ``weight_norm``, ``update``: one number for each parameter, in the order of the spec; the last is
     the norm of the update over that of the weight. ``rank/NAME``: participation ratio of a weight; ``terms/NAME``:
     norms of the factors of each of its terms. ``entropy/LAYER``: of each head, mean relative entropy. ``on/LAYER`` and
     ``far/LAYER``: of each hidden unit, share of the tokens above ``look.off`` and ``look.far``; ``tokens``: how many.
     """
 
     @torch.no_grad()
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._parameters = list(layout.parameters.values())
+    def __init__(self, model: GPT, layout: Layout) -> None:
+        self._model, self._layout = model, layout
+        # Not the modules' order, in which the factors of a weight come after a bias.
+        self._parameters = [layout.parameters[p.name] for p in parameters(model.config) if p.tied_to is None]
         self._before = [_some(p).clone() for p in self._parameters]
         gradients = [p.grad if p.grad is not None else p.new_zeros(1) for p in self._parameters]
         self.figures: dict[str, Tensor] = {
@@ -54,11 +56,9 @@ class Checkup:
         }
 
     @torch.no_grad()
-    def activations(
-        self, model: GPT, tokens_BT: Tensor, documents_BT: Tensor | None, look: Look, placement: Placement
-    ) -> None:
+    def activations(self, tokens_BT: Tensor, documents_BT: Tensor | None, look: Look, placement: Placement) -> None:
         """Compute some rows once more, and look at the weights on the way, which under FSDP are whole only then."""
-        was_training = model.training
+        model, was_training = self._model, self._model.training
         model.eval()
         with ExitStack() as closing, self._layout.whole_weights():
             for layer, block in enumerate(model.transformer.h):
@@ -103,7 +103,9 @@ class Checkup:
     def _units(self, layer: int, look: Look) -> Callable[..., None]:
         def see(module: nn.Module, inputs: Any, output_BTF: Tensor) -> None:
             units_NF = output_BTF.flatten(0, -2)
-            self.figures[f"on/{layer}"] = (units_NF > look.off).float().mean(dim=0)
+            self.figures[f"on/{layer}"] = 1.0 - (units_NF <= look.off).float().mean(
+                dim=0
+            )  # what is no number is not off
             self.figures[f"far/{layer}"] = (units_NF > look.far).float().mean(dim=0)
 
         return see

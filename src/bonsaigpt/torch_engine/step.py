@@ -112,10 +112,10 @@ def train_step(
                     gradient.div_(guard.scale)
             checkup = None
             if look is not None:  # every process looks at the same rows: how many processes there are changes nothing
-                checkup = Checkup(layout)
+                checkup = Checkup(state.model, layout)
                 seen = batch.first(max(1, look.tokens // batch.tokens_BT.shape[1]))
                 tokens, _, documents = to_device(seen, placement.device)
-                checkup.activations(state.model, tokens, documents, look, placement)
+                checkup.activations(tokens, documents, look, placement)
             norm, total = layout.totals(gradients, torch.stack(losses).sum())
             keep = guard.judge(norm, total)
             if limit := config.optim.grad_clip:
