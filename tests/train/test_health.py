@@ -162,11 +162,10 @@ def test_a_crowd_sees_what_one_process_sees(command: list[str], tmp_path: Path, 
     from launcher import run
 
     flags = [*command, *RICH, "--train.compile", "off", "--optim.schedule.kind", "constant"]
-    assert run(tmp_path, [*flags, *OFTEN, "--train.workers", "1", "--name", "one"]) == 0
+    assert run(tmp_path, [*flags, *OFTEN, "--train.workers", "1", "--name", "one"]) == 0, said(tmp_path)
     for name, health in (("two", OFTEN), ("blind", OFF)):
         crowd = [*flags, *health, "--train.parallel", parallel, "--name", name]
-        errors = tmp_path / "errors.txt"
-        assert run_crowd(tmp_path, crowd, 2) == [0, 0], errors.read_text() if errors.exists() else ""
+        assert run_crowd(tmp_path, crowd, 2) == [0, 0], said(tmp_path)
     assert equal("two", "blind")
     one, two = (read_health(Path("runs") / n / "health.jsonl", _model(n))[0] for n in ("one", "two"))
     assert len(one) == len(two) == 6
@@ -174,6 +173,12 @@ def test_a_crowd_sees_what_one_process_sees(command: list[str], tmp_path: Path, 
         for name, value in _numbers(ours).items():
             # Sums in another order, rounded to 4 digits; then AdamW divides by what may be almost nothing.
             assert _numbers(theirs)[name] == pytest.approx(value, rel=5e-3, abs=2e-3), (ours.step, name)
+
+
+def said(folder: Path) -> str:
+    """What the processes in a folder have said on standard error."""
+    file = folder / "errors.txt"
+    return file.read_text() if file.exists() else ""
 
 
 def _model(name: str):

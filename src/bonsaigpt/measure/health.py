@@ -135,7 +135,9 @@ class Health:
             grad_norm=_named(names, figures["grad_norm"]),
             grad_rms=_named(names, figures["grad_norm"] / roots),
             update_ratio=_named(names, figures["update"]),
-            effective_rank={short_name(n): _finite(value[0] / ranks[n]) for n, value in found["rank"].items()},
+            effective_rank={
+                short_name(n): _finite(found["rank"][n][0] / rank) for n, rank in ranks.items() if n in found["rank"]
+            },
             dead=[_finite((figures[f"on/{i}"] == 0).mean()) for i in layers],
             saturated=[_finite((figures[f"far/{i}"] > most).mean()) for i in layers],
             entropy=[[_finite(value) for value in figures[f"entropy/{i}"]] for i in layers],

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bonsaigpt.measure.health import Finding, Health, effective_terms
 from bonsaigpt.report.markup import panel, text
 
@@ -91,7 +93,7 @@ def _maps(looks: Sequence[Health], first: Health) -> list[_Map]:
     return [
         _Map(
             title="Gradient, RMS",
-            note="Root mean square of each weight's gradient, before clipping; in decades.",
+            note="Root mean square of each weight's gradient, before clipping; on a logarithmic scale.",
             columns=gradients,
             range=_decades(gradients),
             log=True,
@@ -99,7 +101,7 @@ def _maps(looks: Sequence[Health], first: Health) -> list[_Map]:
         ),
         _Map(
             title="Update over weight",
-            note="How much of its size a weight changes in one step; in decades.",
+            note="How much of its size a weight changes in one step; on a logarithmic scale.",
             columns=updates,
             range=_decades(updates),
             log=True,
@@ -149,11 +151,11 @@ def _weights(values: Column) -> Column:
 
 
 def _decades(columns: Sequence[Column]) -> tuple[float, float]:
-    """Whole decades that hold the values, four of them at most."""
-    known = [value for column in columns for value in column.values() if value]
-    high = math.ceil(math.log10(max(known))) if known else 0
-    low = max(math.floor(math.log10(min(known))), high - 4) if known else -1
-    return low, max(high, low + 1)
+    """Logarithms that hold all but the most extreme values, to half a decade, four decades at most."""
+    known = [math.log10(value) for column in columns for value in column.values() if value]
+    low, high = np.percentile(known, [2, 98]) if known else (0.0, 0.0)
+    high = math.ceil(2 * high) / 2
+    return max(math.floor(2 * low) / 2, high - 4.0) if high > low else high - 1.0, high
 
 
 # ------------------------------------------------------------------ drawing

@@ -103,9 +103,8 @@ class Checkup:
     def _units(self, layer: int, look: Look) -> Callable[..., None]:
         def see(module: nn.Module, inputs: Any, output_BTF: Tensor) -> None:
             units_NF = output_BTF.flatten(0, -2)
-            self.figures[f"on/{layer}"] = 1.0 - (units_NF <= look.off).float().mean(
-                dim=0
-            )  # what is no number is not off
+            # Not the share above: what is no number is not off, and not dead.
+            self.figures[f"on/{layer}"] = 1.0 - (units_NF <= look.off).float().mean(dim=0)
             self.figures[f"far/{layer}"] = (units_NF > look.far).float().mean(dim=0)
 
         return see
