@@ -60,7 +60,7 @@ def _main(arguments: argparse.Namespace) -> None:
         for number, order in interleave(sides, arguments.rounds):
             for side in order:
                 times[side].append(seconds(side))
-            advance(number + 1)
+            advance(number + 1, "")
     interval = config.train.health.interval
     extra = [look / plain - 1.0 for look, plain in zip(times["look"], times["plain"], strict=True)]
     overhead = Summary.of([100.0 * e / interval for e in extra])
