@@ -249,5 +249,6 @@ def _key(map_: _Map, y: float) -> str:
     )
     return (
         f'<g font-size="10" fill="currentColor"><text x="{x - 6}" y="{y + 8:.1f}" text-anchor="end">{text(low)}</text>'
-        f'<g shape-rendering="crispEdges">{shades}</g><text x="{x + _SHADES * box + 6}" y="{y + 8:.1f}">{text(high)}</text></g>'
+        f'<g shape-rendering="crispEdges">{shades}</g>'
+        f'<text x="{x + _SHADES * box + 6}" y="{y + 8:.1f}">{text(high)}</text></g>'
     )
