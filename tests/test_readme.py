@@ -137,6 +137,16 @@ def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureF
     assert not (workshop / "runs").exists()
 
 
+def test_the_commands_of_health_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / "health.md").read_text(encoding="utf-8"))
+    assert [c[0] for c in found] == ["train", "report", "train"]
+    for command in found:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert len((workshop / "runs" / "watched" / "health.jsonl").read_text().splitlines()) == 2
+    assert "<h2>Health</h2>" in (workshop / "runs" / "watched" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Health</h2>" not in (workshop / "runs" / "unwatched" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = shlex.split("train my-text --data.path my-texts --name mine")
     found = commands((ROOT / "docs" / "decoding.md").read_text(encoding="utf-8"))

@@ -40,6 +40,7 @@ from bonsaigpt.measure.forecast import forecast
 from bonsaigpt.processes import Process
 from bonsaigpt.train import last_checkpoint, start_state, train
 from bonsaigpt.train.callbacks.console import ConsoleProgress
+from bonsaigpt.train.callbacks.health import HealthLines
 from bonsaigpt.train.callbacks.jsonl import JsonLines
 from bonsaigpt.train.callbacks.samples import Samples
 from bonsaigpt.train.callbacks.tensorboard import TensorBoard
@@ -300,6 +301,8 @@ class _Session:
 
 def _listeners(config: RunConfig, console: Console) -> list[Listener]:
     listeners: list[Listener] = [JsonLines(), ConsoleProgress(console)]
+    if config.train.health.interval:
+        listeners.append(HealthLines(console))
     if config.train.tensorboard:
         listeners.append(TensorBoard())
     if config.train.wandb:

@@ -53,7 +53,7 @@ from bonsaigpt.config.optim import (
     WSDSchedule,
 )
 from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_docs, setting_names, validate
-from bonsaigpt.config.run import GuardConfig, RunConfig, TrainConfig
+from bonsaigpt.config.run import GuardConfig, HealthConfig, RunConfig, TrainConfig
 from bonsaigpt.config.structure import (
     DenseStructure,
     KroneckerColumnsStructure,
@@ -96,6 +96,7 @@ __all__ = [
     "GeluMLP",
     "Gpt2TokenizerConfig",
     "GuardConfig",
+    "HealthConfig",
     "HubData",
     "HubText",
     "KroneckerColumnsStructure",

@@ -13,7 +13,7 @@ from bonsaigpt.config.model import ModelConfig
 from bonsaigpt.config.optim import MuonMatrices, NoRamp, OptimConfig, Ramp
 from bonsaigpt.config.toys import TaskData
 
-__all__ = ["GuardConfig", "RunConfig", "TrainConfig"]
+__all__ = ["GuardConfig", "HealthConfig", "RunConfig", "TrainConfig"]
 
 
 class GuardConfig(Config):
@@ -26,6 +26,15 @@ class GuardConfig(Config):
     """Skipped steps in a row after which the run goes back to its last good checkpoint."""
     rollbacks: int = Field(default=2, ge=0)
     """How often it may go back, each time with the data in another order, before it stops with a diagnosis."""
+
+
+class HealthConfig(Config):
+    """How closely a run is watched: gradients, updates, hidden units, attention and weights (docs/health.md)."""
+
+    interval: int = Field(default=100, ge=0)
+    """Steps between looks; 0 takes none."""
+    tokens: int = Field(default=1024, ge=1)
+    """Tokens of the step's own batch that a look computes once more: as many whole rows as that makes, at least one."""
 
 
 class TrainConfig(Config):
@@ -77,6 +86,7 @@ class TrainConfig(Config):
     patience: int = Field(default=0, ge=0)
     """Stop after so many evaluations without a new best; 0 never stops early."""
     guard: GuardConfig = GuardConfig()
+    health: HealthConfig = HealthConfig()
     tensorboard: bool = True
     """Write TensorBoard files into the run."""
     wandb: str = ""

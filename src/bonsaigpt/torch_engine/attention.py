@@ -91,7 +91,8 @@ class Attention(nn.Module):
         self.c_attn = Linear(made[f"{path}.c_attn.weight"], bias=config.bias)
         self.c_proj = Linear(made[f"{path}.c_proj.weight"], bias=config.bias)
 
-    def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
+    def queries_keys_values(self, x_BTD: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention compares and what it mixes, (B, H, T, K) and twice (B, G, T, K), normalised and turned."""
         B, T, _ = x_BTD.shape
         heads_BTHK = self.c_attn(x_BTD).view(B, T, self.n_head + 2 * self.n_kv_head, self.head_width)
         # Queries and keys lie side by side and are treated alike: half as many operators.
@@ -101,8 +102,11 @@ class Attention(nn.Module):
         if where.rotation is not None:
             qk_BTHK = rotate(qk_BTHK, *where.rotation, neighbours=self.neighbours)
         q_BTHK, k_BTGK = qk_BTHK.split([self.n_head, self.n_kv_head], dim=2)
-        q_BHTK, k_BGTK, v_BGTK = (t.transpose(1, 2) for t in (q_BTHK, k_BTGK, v_BTGK))
+        return q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
 
+    def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
+        B, T, _ = x_BTD.shape
+        q_BHTK, k_BGTK, v_BGTK = self.queries_keys_values(x_BTD, where)
         mask = where.mask
         if where.cache is not None:
             k_BGTK, v_BGTK, slots_BS = where.cache.extend(self.layer, k_BGTK, v_BGTK, where.positions_BT)

@@ -41,7 +41,7 @@ from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
 from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
-from bonsaigpt.trace import Room, StepMemory, Trace
+from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
 if TYPE_CHECKING:
     from bonsaigpt.torch_engine.shard_files import ShardFiles
@@ -258,9 +258,15 @@ class TorchEngine:
         """Part from the other processes, if there are any."""
         self.world.close()
 
-    def step(self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int) -> StepMetrics:
-        """One optimizer step, in place, at ``share`` of the peak learning rates."""
-        return train_step(state, batch, config=config, placement=self.placement, share=share, step=step)
+    def step(
+        self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int, look: Look | None = None
+    ) -> StepMetrics:
+        """One optimizer step, in place, at ``share`` of the peak learning rates.
+
+        Args:
+            look: also tell of its health, which changes no bit of what it does.
+        """
+        return train_step(state, batch, config=config, placement=self.placement, share=share, step=step, look=look)
 
     def evaluate(self, model: GPT, batch: Batch, *, exact: bool = False) -> tuple[float, int]:
         """Sum of the loss in nats over this process' part, and, if ``exact``, its rows solved whole."""
