@@ -45,7 +45,7 @@ from bonsaigpt.train.callbacks.samples import Samples
 from bonsaigpt.train.callbacks.tensorboard import TensorBoard
 from bonsaigpt.train.callbacks.wandb import WandB
 from bonsaigpt.train.events import Listener
-from bonsaigpt.train.resume import changes, check_data, check_same_function
+from bonsaigpt.train.resume import changes, check_data, check_same_function, check_teacher
 
 __all__ = ["run"]
 
@@ -143,6 +143,7 @@ class _Session:
         opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
         source = self._open_data(config, engine)
         config = with_vocabulary(config, source)
+        check_teacher(config, source)
         if opened is not None:
             check_weights(opened.weights, config.model, origin=opened.label)
             if opened.tokenizer.to_json() != source.tokenizer.to_json():
@@ -187,6 +188,7 @@ class _Session:
         source = self._open_data(config, engine)
         trained_on = state if state is not None else run_directory.environment
         check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
+        check_teacher(config, source)
         begin = state["step"] if state is not None else 0
         decisions = _Decisions()
         if config.left_open:
