@@ -28,7 +28,7 @@ from bonsaigpt.config import (
 from bonsaigpt.structure import Kronecker, Monarch, Structure, make
 from bonsaigpt.structure.kronecker import rearrange
 
-__all__ = ["Candidate", "Curve", "calibrated", "candidates", "dense_candidate", "shapes"]
+__all__ = ["Candidate", "Curve", "at_size", "calibrated", "candidates", "dense_candidate", "shapes"]
 
 _MONARCH_RANKS = 4
 _SOLVE = 2
@@ -91,11 +91,11 @@ def calibrated(curves: list[Curve], stored: int, W: np.ndarray, C: np.ndarray) -
     whose factors are nearest to square; scaled so that it goes through that fit. And the fit itself: the candidate
     with its real error, and the matrix that its factors stand for."""
     curves = [curve for curve in curves if curve[0].stored <= stored] or [min(curves, key=lambda c: c[0].stored)]
-    tried = sorted(curves, key=lambda curve: _at(curve, stored).error)[:_TRIED]
+    tried = sorted(curves, key=lambda curve: at_size(curve, stored).error)[:_TRIED]
     square = max(curves, key=_squareness)
     fits: list[tuple[float, Curve, Candidate, np.ndarray]] = []
     for curve in tried if square in tried else [*tried, square]:
-        candidate = _at(curve, stored)
+        candidate = at_size(curve, stored)
         matrix = candidate.structure.expand(fit(candidate.structure, W, C))
         fits.append((max(output_error(W, matrix, C), 0.0), curve, candidate, matrix))
     error, curve, candidate, matrix = min(fits, key=lambda found: found[0])
@@ -103,7 +103,7 @@ def calibrated(curves: list[Curve], stored: int, W: np.ndarray, C: np.ndarray) -
     return tuple(replace(c, error=c.error * scale) for c in curve), replace(candidate, error=error), matrix
 
 
-def _at(curve: Curve, stored: int) -> Candidate:
+def at_size(curve: Curve, stored: int) -> Candidate:
     """The largest that stores at most so many values, or else the smallest."""
     return max((c for c in curve if c.stored <= stored), key=lambda c: c.stored, default=curve[0])
 

@@ -2,8 +2,8 @@
 
 What a weight loses is predicted from two measurements: the error of its output as a function of its size (see
 ``candidates.py``), and what an error costs, its slope: the loss that the model gains when this weight alone is
-replaced, over the error. A slope is measured for each kind of structure: equal errors of unequal kinds do not cost the same
-(docs/LOG.md). Costs of different weights are taken to add up.
+replaced, over the error. A slope is measured for each kind of structure: equal errors of unequal kinds do not cost the
+same (docs/LOG.md). Costs of different weights are taken to add up.
 
 Allocation is over discrete sizes. On the lower convex hull of every weight's curve, the steps that lower the predicted
 loss most for each value are taken first, as long as there is room (the Lagrangian relaxation, which greed solves

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from bonsaigpt.compress.candidates import calibrated, candidates, dense_candidate
+from bonsaigpt.compress.candidates import at_size, calibrated, candidates, dense_candidate
 from bonsaigpt.compress.narrow import cut_hidden, narrow_candidates, units_to_keep
 from bonsaigpt.compress.plan import Init, Plan
 from bonsaigpt.compress.planner import Option, Price, allocate, options, smallest_within
@@ -35,6 +35,8 @@ class Offer:
     options: list[Option]
     tried: tuple[Option, ...]
     """Real fits of this weight alone, one for each kind, with the loss that the model really gained."""
+    shapes: tuple[Option, ...] = ()
+    """The largest size of every legal shape that the tried size has room for, by predicted loss."""
 
     @property
     def dense(self) -> Option:
@@ -59,8 +61,8 @@ def chosen_weights(config: ModelConfig, layers: Sequence[str]) -> dict[str, Stru
     for name, structure in found.items():
         if structure.factored:
             raise ConfigError(
-                f"{name} is structured already ({config.structure_of(name).kind}): leave it out with --layers, or start "
-                "from the run that this one was made from"
+                f"{name} is structured already ({config.structure_of(name).kind}): leave it out with --layers, or "
+                "start from the run that this one was made from"
             )
     return found
 
@@ -86,7 +88,7 @@ def price(
     for name, structure in weights.items():
         W = subject.values[name].astype(np.float64)
         C = moments.get(name, np.eye(structure.into))
-        prices, tried = list[Price](), list[Option]()
+        prices, tried, shapes = list[Price](), list[Option](), list[Option]()
         for kind in kinds:
             advance("trying structures", len(offers) * len(kinds) + len(tried), len(weights) * len(kinds))
             curves = candidates(kind, W, C)
@@ -98,7 +100,10 @@ def price(
             slope = max(gained / candidate.error, _LEAST_SLOPE) if candidate.error else _LEAST_SLOPE
             prices.append(Price(curve, candidate, slope))
             tried.append(Option(candidate, gained))
-        offers.append(Offer(name, options(prices, dense_candidate(structure.out, structure.into)), tuple(tried)))
+            within = [c for c in (at_size(each, int(share * W.size)) for each in curves) if c.stored <= share * W.size]
+            shapes += [Option(c, slope * c.error) for c in within]
+        choices = options(prices, dense_candidate(structure.out, structure.into))
+        offers.append(Offer(name, choices, tuple(tried), tuple(sorted(shapes, key=lambda option: option.loss))))
     return offers
 
 
