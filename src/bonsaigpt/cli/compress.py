@@ -33,7 +33,16 @@ from bonsaigpt.compress.pricing import AUTO, KINDS, Offer, choose, chosen_weight
 from bonsaigpt.compress.replace import Compressed, replace_blocks
 from bonsaigpt.compress.run import healing_config, write_run
 from bonsaigpt.compress.subject import Subject
-from bonsaigpt.config import RunConfig
+from bonsaigpt.config import (
+    KroneckerColumnsStructure,
+    KroneckerStructure,
+    LowRankStructure,
+    MonarchStructure,
+    NarrowStructure,
+    RunConfig,
+    StructureConfig,
+    derive,
+)
 from bonsaigpt.errors import CheckpointError, ConfigError, did_you_mean
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.train.resume import check_data
@@ -207,11 +216,17 @@ class _Job:
             )
         chosen_weights(parent.model, self.layers)
         # Flags of the training may be wrong: hear of it now, and not after the work.
-        engine = make_engine(with_overrides(parent, self.overrides))
+        teaching = {"kind": "logits", "teacher": self.teacher} if arguments.distill else {"kind": "none"}
+        engine = make_engine(with_overrides(derive(parent, optim={"distill": teaching}), self.overrides))
         source = open_data(parent, arguments.corpora, self.console)
         check_data(self.run.environment.get("data", source.fingerprint), self.opened.tokenizer, source)
         subject = Subject(engine, self.opened.config, self.opened.weights, source, arguments.calibrate)
         return subject, parent
+
+    @property
+    def teacher(self) -> str:
+        """The address of the very weights that are compressed."""
+        return f"{self.run.path}@{self.opened.step}"
 
     @property
     def layers(self) -> list[str]:
@@ -291,7 +306,7 @@ class _Job:
         """The configuration of the new run."""
         arguments = self.arguments
         steps = arguments.heal or _HEAL_LATER
-        teacher = f"{self.run.path}@{self.opened.step}" if arguments.distill else None
+        teacher = self.teacher if arguments.distill else None
         return with_overrides(healing_config(parent, compressed, steps=steps, teacher=teacher), self.overrides)
 
     def summary(self, compressed: Compressed) -> str:
@@ -356,14 +371,21 @@ def _row(name: str, option: Option, dense: int) -> tuple[str, ...]:
     )
 
 
-def _words(setting: Any) -> str:
-    """``kronecker 32x8, 64 terms``."""
-    fields = setting.model_dump()
-    kind, shape = fields["kind"], fields.get("a_shape")
-    parts = [f"{kind} {shape[0]}x{shape[1]}" if shape else kind]
-    parts += [f"{fields[name]} {name}" for name in ("terms", "rank", "hidden") if name in fields]
-    parts += [f"{len(fields['columns'])} columns"] if "columns" in fields else []
-    return " ".join(parts)
+def _words(setting: StructureConfig) -> str:
+    """``kronecker 32x8, 64 terms``, ``lowrank 12``."""
+    match setting:
+        case KroneckerStructure():
+            (m1, n1), terms = setting.a_shape, setting.terms
+            kept = f", {len(setting.columns)} columns" if isinstance(setting, KroneckerColumnsStructure) else ""
+            return f"{setting.kind} {m1}x{n1}, {named(terms, 'term')}{kept}"
+        case MonarchStructure():
+            return f"monarch {setting.a_shape[0]}x{setting.a_shape[1]}, rank {setting.rank}"
+        case LowRankStructure():
+            return f"lowrank {setting.rank}"
+        case NarrowStructure():
+            return named(setting.hidden, "hidden unit")
+        case _:
+            return "dense"
 
 
 def _target(text: str) -> float:

@@ -36,6 +36,10 @@ _SOLVE = 2
 is taken: a step's time goes as their cube."""
 _TRIED = 2
 """Shapes that are fitted for real: a spectrum in the nearest separable metric ranks them roughly, not exactly."""
+_SWEEPS = 4
+"""Of those fits: within some per cent of the error that ten come to."""
+_SIZES = (0.4, 1.6)
+"""Where a curve of Kronecker sums is measured besides, over the size that is asked for."""
 _COLUMNS = 32
 """``kronecker+sparse`` keeps one column of so many."""
 
@@ -88,19 +92,37 @@ def candidates(kind: str, W: np.ndarray, C: np.ndarray | None = None) -> list[Cu
 
 def calibrated(curves: list[Curve], stored: int, W: np.ndarray, C: np.ndarray) -> tuple[Curve, Candidate, np.ndarray]:
     """The curve whose real fit at about so many values is the best, of those that are predicted to be and of the one
-    whose factors are nearest to square; scaled so that it goes through that fit. And the fit itself: the candidate
-    with its real error, and the matrix that its factors stand for."""
+    whose factors are nearest to square, corrected by real fits; and that fit itself: the candidate with its real error,
+    and the matrix that its factors stand for.
+
+    The correction is measured at a few sizes and interpolated between them. Sizes below the smallest are left out: a
+    spectrum in another metric says too little of where hardly anything is left.
+    """
     curves = [curve for curve in curves if curve[0].stored <= stored] or [min(curves, key=lambda c: c[0].stored)]
     tried = sorted(curves, key=lambda curve: at_size(curve, stored).error)[:_TRIED]
     square = max(curves, key=_squareness)
-    fits: list[tuple[float, Curve, Candidate, np.ndarray]] = []
-    for curve in tried if square in tried else [*tried, square]:
-        candidate = at_size(curve, stored)
-        matrix = candidate.structure.expand(fit(candidate.structure, W, C))
-        fits.append((max(output_error(W, matrix, C), 0.0), curve, candidate, matrix))
-    error, curve, candidate, matrix = min(fits, key=lambda found: found[0])
-    scale = error / candidate.error if candidate.error > 0 else 1.0
-    return tuple(replace(c, error=c.error * scale) for c in curve), replace(candidate, error=error), matrix
+
+    def fitted(candidate: Candidate) -> tuple[float, np.ndarray]:
+        matrix = candidate.structure.expand(fit(candidate.structure, W, C, sweeps=_SWEEPS))
+        return max(output_error(W, matrix, C), 1e-9), matrix
+
+    fits = [(*fitted(at_size(c, stored)), c) for c in (tried if square in tried else [*tried, square])]
+    error, matrix, curve = min(fits, key=lambda found: found[0])
+    chosen = at_size(curve, stored)
+    measured = {chosen.stored: error / max(chosen.error, 1e-9)}
+    if isinstance(chosen.structure, Kronecker):
+        for other in (at_size(curve, int(factor * stored)) for factor in _SIZES):
+            if other.stored not in measured:
+                measured[other.stored] = fitted(other)[0] / max(other.error, 1e-9)
+    sizes = sorted(measured)
+    ratios = np.log([measured[size] for size in sizes])
+    least = sizes[0] if isinstance(chosen.structure, Kronecker) else 0
+    corrected = tuple(
+        replace(c, error=c.error * float(np.exp(np.interp(np.log(c.stored), np.log(sizes), ratios))))
+        for c in curve
+        if c.stored >= least
+    )
+    return corrected, replace(chosen, error=error), matrix
 
 
 def at_size(curve: Curve, stored: int) -> Candidate:

@@ -26,19 +26,20 @@ def pruned(structure: Structure, W: np.ndarray) -> Arrays:
     return {"A": A, "B": B} | ({"s": np.ones(1)} if structure.scalers else {})
 
 
-def fit(structure: Structure, W: np.ndarray, C: np.ndarray | None = None) -> Arrays:
+def fit(structure: Structure, W: np.ndarray, C: np.ndarray | None = None, *, sweeps: int = 10) -> Arrays:
     """Factors (float64, by their names) of a structure that is to stand for ``W`` (out, in).
 
     Args:
         C: E[x x^T] of the inputs, (in, in): then the output is fitted. None: the weight is, blind to inputs. Monarch's
             slices are fitted blind in either case.
+        sweeps: of alternating least squares at most, where Kronecker sums are fitted to outputs.
     """
     C_or_even = np.eye(structure.into) if C is None else C
     match structure:
         case KroneckerColumns():
-            return _fit_columns(structure, W, C_or_even)
+            return _fit_columns(structure, W, C_or_even, sweeps)
         case Kronecker():
-            return _fit_kronecker(structure, W, C)
+            return _fit_kronecker(structure, W, C, sweeps)
         case LowRank():
             U, V = truncated_svd(W, structure.rank) if C is None else whitened_svd(W, C, structure.rank)
             return {"U": U, "V": V}
@@ -55,21 +56,21 @@ def strongest_columns(W: np.ndarray, C: np.ndarray, count: int) -> tuple[int, ..
     return tuple(sorted(np.argsort(-power, kind="stable")[:count].tolist()))
 
 
-def _fit_kronecker(structure: Kronecker, W: np.ndarray, C: np.ndarray | None) -> Arrays:
+def _fit_kronecker(structure: Kronecker, W: np.ndarray, C: np.ndarray | None, sweeps: int) -> Arrays:
     if C is None:
         A, B = van_loan(W, structure.a_shape, structure.count)
     else:
-        found = activation_aware(W, C, structure.a_shape, structure.count)
+        found = activation_aware(W, C, structure.a_shape, structure.count, sweeps=sweeps)
         A, B = found.A, found.B
     scalers = {"s": np.ones(structure.count)} if structure.scalers else {}
     return {"A": A, "B": B} | scalers
 
 
-def _fit_columns(structure: KroneckerColumns, W: np.ndarray, C: np.ndarray) -> Arrays:
+def _fit_columns(structure: KroneckerColumns, W: np.ndarray, C: np.ndarray, sweeps: int) -> Arrays:
     """Whatever the products are, the best columns follow from them; what these cannot mend is an error in the Schur
     complement of their moments. So the products are fitted to that, and the columns to what is left."""
     rest, mend = schur_complement(C, structure.columns)
-    factors = _fit_kronecker(structure, W, rest)
+    factors = _fit_kronecker(structure, W, rest, sweeps)
     products = Kronecker.expand(structure, factors)
     return factors | {"C": (W - products) @ mend.T}
 
