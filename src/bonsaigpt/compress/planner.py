@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from bonsaigpt.compress.candidates import Candidate, Curve
 from bonsaigpt.compress.narrow import NarrowCandidate
 
-__all__ = ["Option", "Price", "allocate", "hull", "options", "smallest_within"]
+__all__ = ["Option", "Price", "allocate", "evenly", "hull", "options", "smallest_within"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,19 @@ def allocate(weights: Sequence[Sequence[Option]], budget: int) -> list[Option] |
             return chosen
         _, number, option = max(better, key=lambda found: found[:2])
         chosen[number] = option
+
+
+def evenly(weights: Sequence[Sequence[Option]], share: float) -> list[Option] | None:
+    """For each weight the option of least predicted loss that stores at most this share of its largest; None if one has
+    none."""
+    chosen: list[Option] = []
+    for choices in weights:
+        most = share * max(option.stored for option in choices)
+        within = [option for option in choices if option.stored <= most]
+        if not within:
+            return None
+        chosen.append(min(within, key=lambda option: option.loss))
+    return chosen
 
 
 def smallest_within(weights: Sequence[Sequence[Option]], loss: float) -> list[Option]:

@@ -11,7 +11,7 @@ import numpy as np
 from bonsaigpt.compress.candidates import at_size, calibrated, candidates, dense_candidate
 from bonsaigpt.compress.narrow import cut_hidden, narrow_candidates, units_to_keep
 from bonsaigpt.compress.plan import Init, Plan
-from bonsaigpt.compress.planner import Option, Price, allocate, options, smallest_within
+from bonsaigpt.compress.planner import Option, Price, allocate, evenly, options, smallest_within
 from bonsaigpt.compress.subject import Advance, Subject, silent
 from bonsaigpt.config import ModelConfig
 from bonsaigpt.errors import ConfigError
@@ -142,16 +142,25 @@ def _price_mlps(
 
 
 def choose(
-    offers: Sequence[Offer], *, budget: int | None = None, loss: float | None = None, init: Init = "activations"
+    offers: Sequence[Offer],
+    *,
+    budget: int | None = None,
+    loss: float | None = None,
+    even: bool = False,
+    init: Init = "activations",
 ) -> tuple[Plan, dict[str, Option]]:
     """The plan of least predicted loss with at most ``budget`` values in these weights, or the smallest of at most so
-    much predicted ``loss`` (nats).
+    much predicted ``loss`` (nats). ``even``: the budget is shared out in proportion to the weights' sizes.
 
     Raises:
         ConfigError: even the smallest options are larger than the budget.
     """
     choices = [offer.options for offer in offers]
-    found = allocate(choices, budget) if budget is not None else smallest_within(choices, loss or 0.0)
+    dense = sum(offer.dense.stored for offer in offers)
+    if budget is None:
+        found = smallest_within(choices, loss or 0.0)
+    else:
+        found = evenly(choices, budget / dense) if even else allocate(choices, budget)
     if found is None:
         least = sum(min(option.stored for option in each) for each in choices)
         raise ConfigError(
@@ -160,7 +169,7 @@ def choose(
         )
     chosen = {offer.name: option for offer, option in zip(offers, found, strict=True)}
     changed = {offer.name: chosen[offer.name] for offer in offers if chosen[offer.name].stored < offer.dense.stored}
-    stored, dense = sum(o.stored for o in chosen.values()), sum(offer.dense.stored for offer in offers)
+    stored = sum(option.stored for option in chosen.values())
     plan = Plan(
         structure={name: option.candidate.setting for name, option in changed.items()},
         init=init,
