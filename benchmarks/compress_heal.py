@@ -1,8 +1,8 @@
 """What `bonsai compress` costs: the plan, its blocks in sequence, and what training afterwards gives back.
 
-Teachers are those of ``compress_oneshot.py``. Of every teacher and share there is a plan for each way to allocate, carried
-out block by block; then the first of them is healed for so many steps, from the text alone and from the teacher's
-logits too. Losses are over the whole validation split.
+Teachers are those of ``compress_oneshot.py``. Of every teacher and share there is a plan for each way to allocate,
+carried out block by block; then the first of them is healed for so many steps, from the text alone and from the
+teacher's logits too. Losses are over the whole validation split.
 """
 
 from __future__ import annotations

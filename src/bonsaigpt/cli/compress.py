@@ -146,6 +146,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"what weights may become, with commas between: {', '.join(KINDS)}, or auto (default: {','.join(AUTO)})",
     )
     parser.add_argument(
+        "--allocate",
+        choices=["even", "measured"],
+        default="even",
+        help="even: every weight keeps the same share; measured: shares by what each weight was measured to cost alone, "
+        "as --max-loss always has it (default: even)",
+    )
+    parser.add_argument(
         "--layers",
         default="*.mlp.*",
         metavar="GLOBS",
@@ -247,7 +254,13 @@ class _Job:
         budget, share = self._budget(subject)
         with progress_bar(self.console) as advance:
             offers = price(subject, arguments.structure, self.layers, share, advance=advance)
-        plan, chosen = choose(offers, budget=budget, loss=arguments.max_loss, init=arguments.init or "activations")
+        plan, chosen = choose(
+            offers,
+            budget=budget,
+            loss=arguments.max_loss,
+            even=arguments.allocate == "even",
+            init=arguments.init or "activations",
+        )
         if arguments.shapes is not None:
             _show_shapes(offers, arguments.shapes)
         _show_plan(offers, chosen, subject)

@@ -34,8 +34,6 @@ _MONARCH_RANKS = 4
 _SOLVE = 2
 """Unknowns of a least-squares step (terms times inputs of a factor), over the sides of the weight, up to which a shape
 is taken: a step's time goes as their cube."""
-_TRIED = 2
-"""Shapes that are fitted for real: a spectrum in the nearest separable metric ranks them roughly, not exactly."""
 _SWEEPS = 4
 """Of those fits: within some per cent of the error that ten come to."""
 _SIZES = (0.4, 1.6)
@@ -91,24 +89,25 @@ def candidates(kind: str, W: np.ndarray, C: np.ndarray | None = None) -> list[Cu
 
 
 def calibrated(curves: list[Curve], stored: int, W: np.ndarray, C: np.ndarray) -> tuple[Curve, Candidate, np.ndarray]:
-    """The curve whose real fit at about so many values is the best, of those that are predicted to be and of the one
-    whose factors are nearest to square, corrected by real fits; and that fit itself: the candidate with its real error,
-    and the matrix that its factors stand for.
+    """The curve to take of all shapes, corrected by real fits; and the fit at about so many values: the candidate with
+    its real error, and the matrix that its factors stand for.
+
+    Of sums of Kronecker products it is the shape whose factors are nearest to square. Others, up to vectors, often have
+    a smaller error alone, but cost more in a sequence, where later maps make up for errors (docs/LOG.md). Of others it
+    is the one with the least error.
 
     The correction is measured at a few sizes and interpolated between them. Sizes below the smallest are left out: a
     spectrum in another metric says too little of where hardly anything is left.
     """
     curves = [curve for curve in curves if curve[0].stored <= stored] or [min(curves, key=lambda c: c[0].stored)]
-    tried = sorted(curves, key=lambda curve: at_size(curve, stored).error)[:_TRIED]
-    square = max(curves, key=_squareness)
+    curve = min(curves, key=lambda curve: (-_squareness(curve), at_size(curve, stored).error))
 
     def fitted(candidate: Candidate) -> tuple[float, np.ndarray]:
         matrix = candidate.structure.expand(fit(candidate.structure, W, C, sweeps=_SWEEPS))
         return max(output_error(W, matrix, C), 1e-9), matrix
 
-    fits = [(*fitted(at_size(c, stored)), c) for c in (tried if square in tried else [*tried, square])]
-    error, matrix, curve = min(fits, key=lambda found: found[0])
     chosen = at_size(curve, stored)
+    error, matrix = fitted(chosen)
     measured = {chosen.stored: error / max(chosen.error, 1e-9)}
     if isinstance(chosen.structure, Kronecker):
         for other in (at_size(curve, int(factor * stored)) for factor in _SIZES):
