@@ -42,6 +42,8 @@ def quick(command: list[str]) -> list[str]:
         sizes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.steps": 4, "train.eval_interval": 2}
         few = [] if command[0] == "train" else ["--seeds", "1", "--train.sample_tokens", "0"]
         return [*command, *few, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
+    if command[0] == "compress":
+        return [*command, "--calibrate", "400", *([] if "--dry-run" in command else ["--train.steps", "4"])]
     if command[0] == "profile":
         return [*command, "--steps", "1", "--warmup", "1"]
     if command[0] == "bench":
@@ -154,6 +156,16 @@ def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixt
     for command in [train, *found]:
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
     assert "int8 weights: " in capsys.readouterr().out
+
+
+def test_the_commands_of_compression_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = shlex.split("train my-text --data.path my-texts --name mine")
+    found = commands((ROOT / "docs" / "kronecker.md").read_text(encoding="utf-8"))
+    assert {c[0] for c in found} == {"compress", "train"}
+    for command in [train, *found]:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert (workshop / "plan.toml").is_file()
+    assert (workshop / "runs" / "quarter" / "plan.toml").is_file()
 
 
 def test_the_commands_of_tokenizers_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

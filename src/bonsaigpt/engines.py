@@ -5,7 +5,7 @@ States, models and caches are the engine's own and pass through other code unope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -134,6 +134,20 @@ class Engine(Protocol):
     def model_of(self, state: Any) -> Any: ...
     def block_size(self, model: Any) -> int: ...
     def cache(self, model: Any, *, batch: int) -> Any: ...
+    def map_sums(
+        self, model: Any, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: Any = ...
+    ) -> dict[str, tuple[np.ndarray, np.ndarray, float, int]]: ...
+    def fit_mlp(
+        self,
+        config: ModelConfig,
+        values: Arrays,
+        mlp: str,
+        batches: Sequence[np.ndarray],
+        *,
+        teacher: Any,
+        steps: int = ...,
+        normalise: bool = ...,
+    ) -> tuple[Arrays, tuple[float, float]]: ...
     def decoder(
         self,
         model: Any,

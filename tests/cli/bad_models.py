@@ -16,7 +16,7 @@ from tests.cli.spoiling import (
     write,
 )
 
-__all__ = ["CHECKPOINTS", "FORECASTS", "PROMPTS", "STUDIES"]
+__all__ = ["CHECKPOINTS", "COMPRESSIONS", "FORECASTS", "PROMPTS", "STUDIES"]
 
 CHECKPOINTS = [
     Case(
@@ -263,4 +263,76 @@ FORECASTS = [
     Case("profile of many operators", "profile tiny.toml --top many", ("--top", "use 1 or more")),
     Case("profile before the first step", "profile tiny.toml --at -1", ("--at",)),
     Case("profile, misspelt flag", "profile tiny.toml --stps 3", ("--stps", "Did you mean --steps?")),
+]
+
+_PLAN = '[structure]\n"*.c_fc.weight" = {kind = "lowrank", rank = %s}\n'
+
+COMPRESSIONS = [
+    Case("compress a missing run", "compress tinny", ("no run at runs/tinny", "Did you mean 'tiny'?")),
+    Case("compress into an existing run", "compress tiny --name tiny", ("runs/tiny exists already", "--name")),
+    Case("unknown structure", "compress tiny --structure kronekcer", ("'kronekcer'", "Did you mean 'kronecker'?")),
+    Case("narrow and another", "compress tiny --structure narrow,lowrank", ("'narrow' takes whole MLPs", "alone")),
+    Case("target of nothing", "compress tiny --target-params 0", ("'0' is no target", "0.5")),
+    Case("target above the model", "compress tiny --target-params 99999999", ("no smaller", "lower target")),
+    Case("target below the rest", "compress tiny --target-params 9", ("9 values are less than", "--layers")),
+    Case("target twice", "compress tiny --target-params 0.5 --max-loss 0.1", ("not allowed with",)),
+    Case("size that is none", "compress tiny --target-bytes 3MB", ("'3MB' is no size", "1.5M")),
+    Case(
+        "loss that is none",
+        "compress tiny --max-loss -1",
+        ("'-1' is no loss", "0.02"),
+    ),
+    Case("layers that are none", "compress tiny --layers '*.mpl.*'", ("'*.mpl.*' matches no weight", "'*.mlp.*'")),
+    Case("distil without healing", "compress tiny --distill", ("--distill is a way to heal", "--heal STEPS")),
+    Case(
+        "plan with a key too many",
+        "compress tiny --plan p.toml",
+        ("p.toml", "'strucure'", "Did you mean 'structure'?"),
+        write("p.toml", "[strucure]\n"),
+    ),
+    Case(
+        "plan of a rank too high",
+        "compress tiny --plan p.toml",
+        ("rank = 99", "at most"),
+        write("p.toml", _PLAN % 99),
+        mended="compress tiny --layers '*.mlp.*' --structure lowrank --calibrate 100 --name other",
+    ),
+    Case(
+        "plan of nothing", "compress tiny --plan p.toml", ("nothing of any weight", "[structure]"), write("p.toml", "")
+    ),
+    Case(
+        "plan and target",
+        "compress tiny --plan p.toml --target-params 0.5",
+        ("p.toml is a plan already", "one of both"),
+        write("p.toml", _PLAN % 2),
+    ),
+    Case(
+        "plan with an unknown init",
+        "compress tiny --plan p.toml",
+        ("init = 'randm'", "Did you mean 'random'?"),
+        write("p.toml", 'init = "randm"\n' + _PLAN % 2),
+    ),
+    Case(
+        "setting of the healing misspelt",
+        "compress tiny --heal 5 --optim.lrr 1",
+        ("--optim.lrr", "--optim.lr"),
+    ),
+    Case(
+        "teacher that is not there",
+        "train tiny.toml --name x --optim.distill.kind logits --optim.distill.teacher runs/nobody",
+        ("no run at runs/nobody",),
+        prepares=True,
+    ),
+    Case(
+        "teacher of another tokenizer",
+        "train tiny.toml --name x --optim.distill.kind logits --optim.distill.teacher runs/digits",
+        ("another tokenizer", "--optim.distill.teacher"),
+        other_run,
+    ),
+    Case(
+        "teacher of another depth to be followed",
+        "train tiny.toml --name x --model.n_layer 2 --optim.distill.kind logits --optim.distill.teacher runs/tiny "
+        "--optim.distill.hidden 0.1",
+        ("1 of width 16", "set it to 0"),
+    ),
 ]

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from bonsaigpt import recipes
-from bonsaigpt.checkpoint import Arrays, RunDirectory
+from bonsaigpt.checkpoint import Arrays, RunDirectory, split_address
 from bonsaigpt.config import ModelConfig, RunConfig, setting_docs, setting_names
 from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
@@ -248,9 +248,8 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     Raises:
         CheckpointError: nothing there, damaged, or of a kind that cannot be read.
     """
-    parent, name = os.path.split(address)
-    name, _, which = name.partition("@")  # of the last part alone: folders above may have one in their names
-    path = run_folder(os.path.join(parent, name), runs)
+    place, which = split_address(address)
+    path = run_folder(place, runs)
     if is_gpt2_folder(path):
         config, weights = read_gpt2(path)
         tokenizer = open_tokenizer(path)

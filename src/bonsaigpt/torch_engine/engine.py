@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
@@ -22,6 +22,7 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.processes import Process
 from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.torch_engine.cache import FullCache
+from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
 from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.deciding import decide
@@ -29,6 +30,7 @@ from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
+from bonsaigpt.torch_engine.fit_mlp import fit_mlp
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import count_step
@@ -40,6 +42,7 @@ from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
 from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
+from bonsaigpt.torch_engine.teacher import read_teacher
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
 from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
@@ -189,14 +192,16 @@ class TorchEngine:
             layout=layout,
             pool=pool,
             averaged=averaged,
+            teacher=read_teacher(config.optim.distill, device),
         )
 
     def _learners(self, config: RunConfig, model: GPT, count: int) -> list[Learner]:
-        learners = [Learner(model, z_loss=config.optim.z_loss)]
+        objective: dict[str, Any] = {"z_loss": config.optim.z_loss, "distill": config.optim.distill}
+        learners = [Learner(model, **objective)]
         for _ in range(1, count):
             twin = GPT(config.model)
             share_weights(model, twin)
-            learners.append(Learner(twin, z_loss=config.optim.z_loss))
+            learners.append(Learner(twin, **objective))
         for learner in learners:
             learner.model.recompute = config.train.recompute
             learner.model.attend_plainly(config.train.attention_kernel == "plain")
@@ -306,6 +311,35 @@ class TorchEngine:
             slots=model.config.block_size,
             device=self.placement.device,
             dtype=self.placement.dtype,
+        )
+
+    def map_sums(
+        self, model: GPT, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: GPT | None = None
+    ) -> dict[str, tuple[np.ndarray, np.ndarray, float, int]]:
+        """The fields of ``compress.Moments`` for maps of the model, over batches of tokens (B, T); see calibrate.py."""
+        found = map_sums(model, batches, weights, teacher=teacher)
+        return {name: sums.means() for name, sums in found.items()}
+
+    def fit_mlp(
+        self,
+        config: ModelConfig,
+        values: Arrays,
+        mlp: str,
+        batches: Sequence[np.ndarray],
+        *,
+        teacher: GPT,
+        steps: int = 200,
+        normalise: bool = True,
+    ) -> tuple[Arrays, tuple[float, float]]:
+        """Train one MLP (``transformer.h.0.mlp``) on its real inputs, so that the residual stream after it becomes
+        the teacher's; its values, and the relative error before and after. See fit_mlp.py."""
+        return fit_mlp(
+            build(config, values=values).to(self.placement.device),
+            mlp,
+            batches,
+            teacher=teacher,
+            steps=steps,
+            normalise=normalise,
         )
 
     def decoder(

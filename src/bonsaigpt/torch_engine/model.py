@@ -115,11 +115,13 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KVCache | None = None,
         documents_BT: Tensor | None = None,
+        streams: list[Tensor] | None = None,
     ) -> Tensor:
         """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache.
 
         ``documents_BT``: the document of each token, numbered upwards along a row. Attention stays inside it, and its
         positions start at 0: so a document in a row gives what it gives alone, and is seen where generation starts.
+        ``streams``: takes the residual stream after each block, (B, T, D).
         """
         B, T = tokens_BT.shape
         mask = None
@@ -146,6 +148,8 @@ class GPT(nn.Module):
                 x_BTD = checkpoint(block, x_BTD, where, use_reentrant=False)
             else:
                 x_BTD = block(x_BTD, where)
+            if streams is not None:
+                streams.append(x_BTD)
         return self.transformer.ln_f(x_BTD)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.parallel import Layout
 from bonsaigpt.torch_engine.profiling import mark
+from bonsaigpt.torch_engine.teacher import Teacher
 from bonsaigpt.torch_engine.workers import WorkerPool
 from bonsaigpt.trace import Look
 
@@ -41,6 +42,8 @@ class State:
     pool: WorkerPool
     averaged: GPT | None = None
     """The same model over the average of the weights, where the run keeps one."""
+    teacher: Teacher | None = None
+    """Who teaches the model, if anybody does."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,9 @@ def train_step(
                 placement.autocast(),
             ):
                 learner.train()
-                objective, loss = learner(
-                    tokens_BT[rows], targets_BT[rows], None if documents_BT is None else documents_BT[rows]
-                )
+                documents = None if documents_BT is None else documents_BT[rows]
+                taught = None if state.teacher is None else state.teacher(tokens_BT[rows], documents)
+                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught)
             with mark("backward"):
                 (objective * factor).backward()
         return loss
