@@ -36,18 +36,21 @@ __all__ = ["PolicyCache", "bits_of"]
 class PolicyCache(AttendingCache):
     """Of all layers.
 
+    Args:
+        memory: see ``Store``: to measure losses faster.
+
     Raises:
         ConfigError: a model of this configuration cannot have this policy.
     """
 
-    def __init__(self, config: ModelConfig, kv: KVConfig) -> None:
+    def __init__(self, config: ModelConfig, kv: KVConfig, *, memory: bool = False) -> None:
         try:
             kv.check(config)
         except ValueError as error:
             raise ConfigError(f"the cache policy does not fit the model: {error}") from None
         self.kv = kv
         turning = _Turning(config) if isinstance(config.position, RopePosition) else None
-        self._layers = [_Layer(config, kv.of(layer), turning) for layer in range(config.n_layer)]
+        self._layers = [_Layer(config, kv.of(layer), turning, memory) for layer in range(config.n_layer)]
 
     @property
     def length(self) -> int:
@@ -119,11 +122,11 @@ class _Turning:
 class _Layer:
     """What one layer holds, and how it is attended to."""
 
-    def __init__(self, config: ModelConfig, policy: LayerPolicy, turning: _Turning | None) -> None:
+    def __init__(self, config: ModelConfig, policy: LayerPolicy, turning: _Turning | None, memory: bool) -> None:
         self._policy, self._select, self._turning = policy, policy.select, turning
         self._groups = config.n_kv_head
         widths = {"k": config.head_width, "v": config.head_width, "x": config.n_embd}
-        self._stores = {name: Store(form, width=widths[name]) for name, form in policy.formats.items()}
+        self._stores = {name: Store(form, width=widths[name], memory=memory) for name, form in policy.formats.items()}
         self._scorer = scorer(policy.select)
         self._shared = self._scorer is None or self._scorer.shared or "x" in self._stores
         self._positions_BGS: Tensor | None = None  # int32; where they do not follow from the length

@@ -31,7 +31,7 @@ class PolicyReader:
 
     def __init__(self, model: GPT, kv: KVConfig, *, placement: Placement) -> None:
         self._model, self._placement = model.eval(), placement
-        self.cache = PolicyCache(model.config, kv)
+        self.cache = PolicyCache(model.config, kv, memory=True)
 
     @property
     def length(self) -> int:

@@ -27,14 +27,18 @@ class Store:
 
     Args:
         width: channels of a head.
+        memory: keep what the codes stand for besides, so that it is not made again at every reading. For measuring
+            losses alone: it changes no number, and what it takes is not counted as held.
     """
 
-    def __init__(self, form: TensorFormat, *, width: int) -> None:
+    def __init__(self, form: TensorFormat, *, width: int, memory: bool = False) -> None:
         self._code = _Coded(form, width) if isinstance(form, QuantizedFormat) else _Plain(form)
         self._form = form
         self._first: Tensor | None = None
         self._body: Body | None = None
         self._recent: Tensor | None = None
+        self._memory = memory and isinstance(self._code, _Coded)
+        self._decoded: Tensor | None = None
 
     def __len__(self) -> int:
         return self._in_first + self._in_body + self._in_recent
@@ -64,7 +68,10 @@ class Store:
         waiting = _cat(None if self._recent is None else self._recent.to(x_BGTK.dtype), x_BGTK)
         ripe = max(0, waiting.shape[2] - self._form.residual) // self._code.tokens * self._code.tokens
         if ripe:
-            self._body = self._join(self._code.encode(waiting[:, :, :ripe]))
+            fresh = self._code.encode(waiting[:, :, :ripe])
+            self._body = self._join(fresh)
+            if self._memory:
+                self._decoded = _cat(self._decoded, self._code.decode(fresh))
         left = narrow(waiting[:, :, ripe:])
         self._recent = left.clone() if left.shape[2] else None  # a view would hold all of it
 
@@ -75,15 +82,21 @@ class Store:
 
     def read(self, like: Tensor) -> Tensor | None:
         """All tokens as numbers, (B, G, S, K), in the number format and on the device of ``like``; None if empty."""
-        parts = [self._first, None if self._body is None else self._code.decode(self._body, like), self._recent]
+        body = self._decoded
+        if not self._memory:
+            body = None if self._body is None else self._code.decode(self._body)
+        parts = [self._first, body, self._recent]
         found = [part.to(like.dtype) for part in parts if part is not None]
         return torch.cat(found, dim=2) if found else None
 
     def drop(self, start: int, count: int) -> None:
         """Forget ``count`` tokens from ``start`` on, all of them coded; of a format of groups, whole groups."""
         assert self._body is not None
-        at, count = (start - self._in_first) // self._code.tokens, count // self._code.tokens
-        self._body = tuple(torch.cat((t[:, :, :at], t[:, :, at + count :]), dim=2) for t in self._body)
+        start -= self._in_first
+        tokens = self._code.tokens
+        self._body = tuple(_without(t, start // tokens, count // tokens) for t in self._body)
+        if self._decoded is not None:
+            self._decoded = _without(self._decoded, start, count)
 
     def keep(self, index_BGN: Tensor) -> None:
         """Keep these tokens alone, in this order; the first and the newest in 16 bits are among them."""
@@ -91,16 +104,21 @@ class Store:
         assert self._code.tokens == 1
         index = index_BGN[:, :, self._in_first : index_BGN.shape[2] - self._in_recent] - self._in_first
         self._body = tuple(_gather(t, index) for t in self._body)
+        if self._decoded is not None:
+            self._decoded = _gather(self._decoded, index)
 
     def truncate(self, length: int) -> None:
         """Forget all but the first tokens; of a store without groups and newest tokens in 16 bits."""
         if self._first is not None:
             self._first = self._first[:, :, :length].clone()
         if self._body is not None:
-            self._body = tuple(t[:, :, : max(0, length - self._in_first)].clone() for t in self._body)
+            left = max(0, length - self._in_first)
+            self._body = tuple(t[:, :, :left].clone() for t in self._body)
+            if self._decoded is not None:
+                self._decoded = self._decoded[:, :, :left]
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that is held."""
+        """All that is held; not what ``memory`` keeps besides."""
         yield from (t for t in (self._first, *(self._body or ()), self._recent) if t is not None)
 
 
@@ -116,7 +134,7 @@ class _Plain:
     def encode(self, x: Tensor) -> Body:
         return (x if self._kind == "exact" else narrow(x) if self._kind == "fp16" else x.to(torch.bfloat16),)
 
-    def decode(self, body: Body, like: Tensor) -> Tensor:
+    def decode(self, body: Body) -> Tensor:
         return body[0]
 
 
@@ -139,7 +157,7 @@ class _Coded:
         codes, *scales = self._quantizer.encode(rows)
         return (pack(codes.flatten(-2), self._quantizer.levels), *scales)
 
-    def decode(self, body: Body, like: Tensor) -> Tensor:
+    def decode(self, body: Body) -> Tensor:
         packed, *scales = body
         codes = unpack(packed, self._quantizer.levels, self._width * self.tokens)
         x = self._quantizer.decode(codes.unflatten(-1, (-1, self._group)), *scales)
@@ -154,6 +172,10 @@ def _matrix(width: int) -> Tensor:
 
 def _cat(before: Tensor | None, after: Tensor) -> Tensor:
     return after if before is None else torch.cat((before, after), dim=2)
+
+
+def _without(t: Tensor, start: int, count: int) -> Tensor:
+    return torch.cat((t[:, :, :start], t[:, :, start + count :]), dim=2)
 
 
 def _gather(t: Tensor, index_BGN: Tensor) -> Tensor:
