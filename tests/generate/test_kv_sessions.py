@@ -1,4 +1,4 @@
-"""Sessions, guesses, dialogues and several samples over caches that forget: the text is the one that plain steps give."""
+"""Sessions, guesses, dialogues and several samples over caches that forget: the text is that of plain steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from bonsaigpt.sampling import Sampling
 from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder
 from tests.torch_engine.decoders import CPU, model_of
 
-POLICIES = ["full, int4", "sinks(1)+window(8), int8", "window(4)+h2o(5), int4(group=4)", "window(7), x=int8, positions=slot",
-            "window(9), k=int2(axis=channel, group=4, residual=2), v=int2"]  # fmt: skip
+POLICIES = [
+    "full, int4",
+    "sinks(1)+window(8), int8",
+    "window(4)+h2o(5), int4(group=4)",
+    "window(7), x=int8, positions=slot",
+    "window(9), k=int2(axis=channel, group=4, residual=2), v=int2",
+]
 MODEL = model_of("modern")
 PROMPT = np.random.default_rng(3).integers(0, 17, 11)
 
@@ -89,9 +94,7 @@ def test_a_row_goes_back_where_it_can_and_says_where() -> None:
     for token in (1, 2):
         want.step(np.array([0]), np.array([token]))
     assert [row.reach(0, length) for length in (15, 14, 13, 12, 11, 10, 0)] == [15, 14, 13, 12, 11, 0, 0]
-    with pytest.raises(
-        GenerateError, match=r"cannot be cut to 5 of 15 tokens.*it can go back to 0, 11, 12, 13, 14, 15"
-    ):
+    with pytest.raises(GenerateError, match=r"cut to 5 of 15 tokens.*it can go back to 0, 11, 12, 13, 14, 15"):
         row.truncate(0, 5)
     row.truncate(0, 13)
     assert np.array_equal(row.step(np.array([0]), np.array([7])), want.step(np.array([0]), np.array([7])))

@@ -1,8 +1,9 @@
-"""Caches with a policy: what is exact is exact for every block variant and any cut of the text, what is forgotten is what
-the policy says, and what is held is what is counted."""
+"""Caches with a policy: what is exact is exact for every block variant and any cut of the text, what is forgotten is
+what the policy says, and what is held is what is counted."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ def through(model: GPT, policy: str, text: np.ndarray = TEXT, cuts: tuple[int, .
     """Logits (T, V) of a text that is read through a cache in pieces; token by token if no cuts are given."""
     reader = PolicyReader(model, read_policy(policy), placement=CPU)
     at = [0, *cuts, len(text)] if cuts else range(len(text) + 1)
-    return np.concatenate([reader.read(text[None, a:b])[0] for a, b in zip(at[:-1], at[1:], strict=True)])
+    return np.concatenate([reader.read(text[None, a:b])[0] for a, b in pairwise(at)])
 
 
 # ------------------------------------------------------------------ exact
@@ -203,7 +204,10 @@ class Head(SimpleNamespace):
     """As much of an ``Attention`` as a cache asks for."""
 
 
-@pytest.mark.parametrize("rule", ["h2o, mode=raw", "h2o, mode=decay, decay=0.9", "h2o, mode=age", "tova", "keynorm", "random"])  # fmt: skip
+RULES = ["h2o, mode=raw", "h2o, mode=decay, decay=0.9", "h2o, mode=age", "tova", "keynorm", "random"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_scores_are_those_of_the_textbook(rule: str) -> None:
     """Step by step in float64 with everything at hand, each head with a list of what it still has."""
     T, H, G, K, budget, newest = 40, 4, 2, 8, 5, 3

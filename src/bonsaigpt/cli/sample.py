@@ -34,6 +34,7 @@ __all__ = ["run"]
 
 _EXAMPLE = """  bonsai sample runs/shakespeare-char --prompt "ROMEO:" --tokens 300 --temperature 0.8
   bonsai sample runs/stdlib@last --prompt @start.txt --samples 3 --seed 1
+  bonsai sample runs/shakespeare-char --tokens 2000 --kv "sinks(4)+window(60), int4"
   printf "class " | bonsai sample runs/stdlib --prompt -
   bonsai sample runs/stdlib --prompt "version = " --pattern "[0-9]+[.][0-9]+" --json --logprobs 3"""
 
@@ -62,7 +63,9 @@ def run(argv: list[str]) -> int:
     engine, model = opened.on(arguments)
     count = max(arguments.samples, arguments.best_of)
     rows = arguments.beams or min(count, _ROWS)
-    decoder = engine.decoder(model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count)
+    decoder = engine.decoder(
+        model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count, kv=arguments.kv
+    )
     draft = _draft(arguments, engine, opened, rows)
 
     began = time.perf_counter()
