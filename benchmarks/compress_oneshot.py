@@ -79,7 +79,7 @@ def main() -> None:
         for done, (seed, share, name) in enumerate(jobs):
             run = _settings(arguments, name, share, seed)
             if ledger.find(run) is None:
-                config, teacher, source = _teacher(arguments, engine, 1337 + seed)
+                config, teacher, source = teacher(arguments, engine, 1337 + seed)
                 began = time.perf_counter()
                 values = teacher
                 if name != "dense":
@@ -133,7 +133,7 @@ def compressed(
     return values
 
 
-def _teacher(arguments: Any, engine: Engine, seed: int) -> tuple[RunConfig, Arrays, Any]:
+def teacher(arguments: Any, engine: Engine, seed: int) -> tuple[RunConfig, Arrays, Any]:
     train = {"steps": arguments.steps, "device": "cpu", "precision": "fp32", "compile": "off", "workers": 1}
     matrices = {"kind": "muon", "precision": "fp32"}
     overrides = {

@@ -101,11 +101,9 @@ def _parser() -> Parser:
     )
     budget = parser.add_argument_group("search")
     limit = budget.add_mutually_exclusive_group()
+    limit.add_argument("--max-bits", type=_positive, metavar="N", help="find the least loss within N bits a token")
     limit.add_argument(
-        "--max-bits", type=_positive, metavar="N", help="find the least loss with N bits a token at most"
-    )
-    limit.add_argument(
-        "--max-loss", type=_positive, metavar="NATS", help="find the fewest bits with so much added loss"
+        "--max-loss", type=_positive, metavar="NATS", help="find the fewest bits within so much added loss"
     )
     parser.add_argument(
         "--length", type=count_from(2), metavar="N", help="tokens of each piece of text (default: nine blocks)"
@@ -116,7 +114,7 @@ def _parser() -> Parser:
         type=count_from(1),
         default=1,
         metavar="N",
-        help="tokens read at once, counted at 16 bits (default: 1)",
+        help="tokens read at once, at 16 bits (default: 1)",
     )
     parser.add_argument(
         "--fast", action="store_true", help="leave out the reference that reads each window anew from raw text"

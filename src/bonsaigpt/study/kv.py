@@ -89,7 +89,7 @@ def policies(config: ModelConfig) -> list[str]:
         found += [f"window({window}), {form}" for form in ("int8", "int5", "int4(hadamard)", "int3(hadamard)")]
     if config.position.kind == "rope":
         found += [f"sinks(4)+window({block - 4}), bf16, positions=slot", f"{whole}, bf16, positions=slot"]
-    return found
+    return list(dict.fromkeys(found))  # of a short block some are the same
 
 
 class Bench:

@@ -8,11 +8,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bonsaigpt.files import write_text, writing
+from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.kv import KVPoint, Reference, frontier
 from bonsaigpt.study.kv_search import Found
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["KVStudy", "kv_table", "write_kv"]
 
@@ -121,7 +126,8 @@ def write_kv(study: KVStudy, folder: Path) -> list[Path]:
 
 def _command(study: KVStudy, policy: str) -> str:
     run = study.label.partition("@")[0]
-    return f"bonsai eval {shlex.quote(run)} --kv {shlex.quote(policy)}"
+    words = write_policy(read_policy(policy).model_copy(update={"chunk": study.chunk}))
+    return f"bonsai eval {shlex.quote(run)} --kv {shlex.quote(words)}"
 
 
 def _protocol(study: KVStudy) -> str:
@@ -151,13 +157,11 @@ def _positions(study: KVStudy) -> tuple[list[str], list[list[str]]]:
 def _csv(study: KVStudy) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["policy", "bits_per_token", "times_fewer", "loss", "added", "low", "high", "kl", "kl_99", "agree", "slope"]
-        + ["slope_margin", "frontier", "command"]
-    )
+    figures = "bits_per_token,times_fewer,loss,added,low,high,kl,kl_99,agree,slope,slope_margin"
+    writer.writerow(["policy", *figures.split(","), "frontier", "command"])
     for p, best in zip(study.points, frontier(study.points), strict=True):
-        figures = [p.bits, p.factor, p.loss, p.added, p.low, p.high, p.kl, p.kl_99, p.agree, p.slope, p.slope_margin]
-        writer.writerow([p.policy, *(f"{f:.6g}" for f in figures), int(best), _command(study, p.policy)])
+        row = [p.bits, p.factor, p.loss, p.added, p.low, p.high, p.kl, p.kl_99, p.agree, p.slope, p.slope_margin]
+        writer.writerow([p.policy, *(f"{f:.6g}" for f in row), int(best), _command(study, p.policy)])
     return out.getvalue()
 
 
@@ -184,7 +188,7 @@ def _group(study: KVStudy, policy: str) -> str:
     return "short windows" if form == "bf16" else "both"
 
 
-def _draw(study: KVStudy):  # type: ignore[no-untyped-def]
+def _draw(study: KVStudy) -> Figure:
     """A figure of all points; what lost is faint."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The best mix within a budget: windows, and formats of keys and values, first for all layers alike, then layer by layer.
+"""The best mix within a budget: windows, and formats of keys and values, first for all layers, then layer by layer.
 
 Greedy: of all single steps downwards (a shorter window, a coarser format) the one that saves the most bits for the loss
 that it adds is taken, as long as the limit allows one.
