@@ -246,7 +246,7 @@ def _checked(form: type[Any], fields: dict[str, Any], text: str) -> Any:
     try:
         return form.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        first: Any = error.errors()[0]
         if first["type"] == "value_error":
             raise ConfigError(f"the cache policy '{text.strip()}' cannot be: {first['ctx']['error']}") from None
         name = ".".join(str(part) for part in first["loc"])
