@@ -14,12 +14,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from bonsaigpt.checkpoint import Arrays, RunDirectory
-from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.config import KVConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, did_you_mean
 from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
-__all__ = ["Decoder", "Engine", "Metrics", "World", "load_engine"]
+__all__ = ["Decoder", "Engine", "Metrics", "Reader", "World", "load_engine"]
 
 T = TypeVar("T")
 
@@ -87,7 +87,16 @@ class Decoder(Protocol):
         ...
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget all but the first tokens of a row; 0 clears it."""
+        """Forget all but the first tokens of a row; 0 clears it. What has forgotten earlier tokens cannot always go
+        back: see ``reach``.
+
+        Raises:
+            GenerateError: the row holds no such past.
+        """
+        ...
+
+    def reach(self, row: int, length: int) -> int:
+        """The longest past of at most so many tokens that ``truncate`` can go back to."""
         ...
 
     def copy_row(self, source: int, target: int) -> None:
@@ -100,6 +109,25 @@ class Decoder(Protocol):
 
     def bits(self) -> int:
         """Bits of the cache, all rows."""
+        ...
+
+
+class Reader(Protocol):
+    """Texts of one length that are read side by side through one cache policy: for teacher-forced losses."""
+
+    length: int
+    """Tokens of each text that were read."""
+
+    def read(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """Read on, all at once and exactly among these tokens: that is one chunk. Logits (B, T, V) float32."""
+        ...
+
+    def bits(self) -> int:
+        """Bits of the cache, all texts."""
+        ...
+
+    def positions(self, layer: int) -> np.ndarray:
+        """The positions that a layer holds, (B, G, S); B and G are 1 where all texts and heads hold the same."""
         ...
 
 
@@ -156,7 +184,9 @@ class Engine(Protocol):
         weights: Literal["fp32", "int8"] = ...,
         tokens: int | None = None,
         say: Callable[[str], None] = ...,
+        kv: KVConfig | None = None,
     ) -> Decoder: ...
+    def reader(self, model: Any, kv: KVConfig) -> Reader: ...
     def rounded(self, model: Any) -> Any: ...
     def next_logits(self, model: Any, tokens_BT: np.ndarray, cache: Any = None) -> np.ndarray: ...
     def peak_flops(self) -> float: ...

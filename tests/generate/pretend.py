@@ -56,6 +56,9 @@ class Pretend:
         assert length <= len(self.held[row])
         del self.held[row][length:]
 
+    def reach(self, row: int, length: int) -> int:
+        return length
+
     def copy_row(self, source: int, target: int) -> None:
         self.held[target] = list(self.held[source])
 

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(kind: str) -> None:
         (lambda: decoder.prefill(1, np.zeros(0, dtype=np.int64)), "no tokens"),
         (lambda: decoder.truncate(1, 5), "cannot be cut to 5"),
         (lambda: decoder.truncate(1, -1), "cannot be cut"),
-        (lambda: decoder.truncate(-1, 0), "no row -1"),
+        (lambda: decoder.truncate(-1, 0), "no such row"),
         (lambda: decoder.step(np.array([1, 1]), np.array([2, 3])), "cannot be"),
     ]:
         with pytest.raises(GenerateError, match=words):

@@ -45,7 +45,8 @@ def run(argv: list[str]) -> int:
         slide=arguments.slide,
     )
     engine, model = opened.on(arguments)
-    decoder = engine.decoder(model, rows=1, weights=arguments.weights, say=whisper(Console(stderr=True)))
+    say = whisper(Console(stderr=True))
+    decoder = engine.decoder(model, rows=1, weights=arguments.weights, say=say, kv=arguments.kv)
     check_lengths(1, arguments.tokens, decoder.block_size, "slide", arguments.slide)
     dialogue = Dialogue(Session(decoder, tokenizer, reuse=True), tokenizer, request, template)
     Console(stderr=True).print(f"[dim]{escape(opened.label)}; {_COMMANDS}; Ctrl-C stops an answer[/]", highlight=False)

@@ -34,6 +34,7 @@ __all__ = ["run"]
 
 _EXAMPLE = """  bonsai sample runs/shakespeare-char --prompt "ROMEO:" --tokens 300 --temperature 0.8
   bonsai sample runs/stdlib@last --prompt @start.txt --samples 3 --seed 1
+  bonsai sample runs/shakespeare-char --tokens 2000 --kv "sinks(4)+window(60), int4"
   printf "class " | bonsai sample runs/stdlib --prompt -
   bonsai sample runs/stdlib --prompt "version = " --pattern "[0-9]+[.][0-9]+" --json --logprobs 3"""
 
@@ -63,7 +64,9 @@ def run(argv: list[str]) -> int:
     count = arguments.samples or arguments.best_of or 1
     rows = arguments.beams or min(count, _ROWS)
     say = whisper(Console(stderr=True))
-    decoder = engine.decoder(model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count, say=say)
+    decoder = engine.decoder(
+        model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count, say=say, kv=arguments.kv
+    )
     draft = _draft(arguments, engine, opened, rows, say)
 
     began = time.perf_counter()

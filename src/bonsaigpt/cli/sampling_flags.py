@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from bonsaigpt.cli.common import Parser
+from bonsaigpt.config import KVConfig
 from bonsaigpt.data.tokenizers import Tokenizer
-from bonsaigpt.errors import GenerateError
+from bonsaigpt.errors import ConfigError, GenerateError
+from bonsaigpt.kv import read_policy
 from bonsaigpt.sampling import Pattern, Sampling, json_schema, regular_expression
 
-__all__ = ["RULES", "add_context", "add_patterns", "add_rules", "pattern_of", "refuse_together", "sampling_of"]
+__all__ = [
+    "RULES",
+    "add_context",
+    "add_kv",
+    "add_patterns",
+    "add_rules",
+    "pattern_of",
+    "refuse_together",
+    "sampling_of",
+]
 
 _NOT_GIVEN: tuple[object, ...] = (None, [])
 """What a flag is that nobody gave."""
@@ -109,7 +120,7 @@ def pattern_of(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Pattern |
 
 
 def add_context(parser: Parser) -> None:
-    """Add --overflow, --slide and --weights."""
+    """Add --overflow, --slide, --weights and --kv."""
     parser.add_argument(
         "--overflow",
         choices=["slide", "error"],
@@ -125,6 +136,24 @@ def add_context(parser: Parser) -> None:
     parser.add_argument(
         "--weights", choices=["fp32", "int8"], default="fp32", help="how weights are held (default: fp32)"
     )
+    add_kv(parser)
+
+
+def add_kv(parser: Parser) -> None:
+    """Add --kv."""
+    parser.add_argument(
+        "--kv",
+        type=_policy,
+        metavar="POLICY",
+        help='what the key/value cache keeps, e.g. "sinks(4)+window(60), int4"; see docs/kv.md (default: everything)',
+    )
+
+
+def _policy(text: str) -> KVConfig:
+    try:
+        return read_policy(text)
+    except ConfigError as error:  # argparse would say less
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def refuse_together(arguments: argparse.Namespace, names: Sequence[str], *, why: str = "choose one") -> None:

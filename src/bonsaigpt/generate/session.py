@@ -180,6 +180,8 @@ class Session:
         for source, held in enumerate(self._held):
             if held.logits_V is None or held.prompt != prompt or not held.still_begins_with(prompt):
                 continue
+            if self.decoder.reach(source, len(prompt)) != len(prompt):  # its cache has forgotten what it was then
+                continue
             context.row = source if source in free else free[0]
             if source != context.row:
                 self.decoder.copy_row(source, context.row)
@@ -189,7 +191,7 @@ class Session:
             return held.logits_V
         common = {row: self._common(row, prompt) if self._reuse else 0 for row in free}
         context.row = max(free, key=lambda row: (common[row], -row))
-        context.held = min(common[context.row], len(prompt) - 1)
+        context.held = self.decoder.reach(context.row, min(common[context.row], len(prompt) - 1))
         self.decoder.truncate(context.row, context.held)
         [logits_V] = read(self.decoder, [context])
         self._held[context.row] = _Held(context, prompt, logits_V)

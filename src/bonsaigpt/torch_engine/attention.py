@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.config import ModelConfig
-from bonsaigpt.kv import KVCache
+from bonsaigpt.kv import AttendingCache, KVCache
 from bonsaigpt.structure import Structure
 from bonsaigpt.torch_engine.elementwise import rms_norm, rotate
 from bonsaigpt.torch_engine.linear import Linear
 
-__all__ = ["Attention", "Where", "attend", "causal_mask", "document_mask"]
+__all__ = ["Attention", "Where", "attend", "causal_mask", "document_mask", "shares"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Where:
     """True positions; None means 0 .. T-1 in every row, the case of training."""
     rotation: tuple[Tensor, Tensor] | None
     """cos and sin for these positions, (T, 1, K/2) or (B, T, 1, K/2), where the model uses RoPE."""
-    cache: KVCache | None
+    cache: KVCache | AttendingCache | None
     mask: Tensor | None = None
     """Where a query may look, (B, 1, T, T); None means at every earlier position. With a cache it follows from the
     positions of its slots."""
@@ -65,15 +65,22 @@ def attend(
     )
 
 
-def _attend_plainly(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+def shares(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(K)), (B, H, T, S): what each query takes of each token."""
     group = q_BHTK.shape[1] // k_BGSK.shape[1]
     if group > 1:
-        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(group, dim=1), v_BGSK.repeat_interleave(group, dim=1)
+        k_BGSK = k_BGSK.repeat_interleave(group, dim=1)
     if mask is None:
         mask = torch.ones(q_BHTK.shape[2], k_BGSK.shape[2], dtype=torch.bool, device=q_BHTK.device).tril()
     scores_BHTS = (q_BHTK @ k_BGSK.mT) * q_BHTK.shape[-1] ** -0.5
-    shares_BHTS = scores_BHTS.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-    return F.dropout(shares_BHTS, dropout) @ v_BGSK
+    return scores_BHTS.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+
+
+def _attend_plainly(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+    group = q_BHTK.shape[1] // k_BGSK.shape[1]
+    if group > 1:
+        v_BGSK = v_BGSK.repeat_interleave(group, dim=1)
+    return F.dropout(shares(q_BHTK, k_BGSK, mask), dropout) @ v_BGSK
 
 
 class Attention(nn.Module):
@@ -91,14 +98,19 @@ class Attention(nn.Module):
         self.c_attn = Linear(made[f"{path}.c_attn.weight"], bias=config.bias)
         self.c_proj = Linear(made[f"{path}.c_proj.weight"], bias=config.bias)
 
-    def queries_keys_values(self, x_BTD: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention compares and what it mixes, (B, H, T, K) and twice (B, G, T, K), normalised and turned."""
+    def heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side, before RoPE, (B, T, H + G, K), and values (B, T, G, K)."""
         B, T, _ = x_BTD.shape
         heads_BTHK = self.c_attn(x_BTD).view(B, T, self.n_head + 2 * self.n_kv_head, self.head_width)
         # Queries and keys lie side by side and are treated alike: half as many operators.
         qk_BTHK, v_BTGK = heads_BTHK.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.qk_eps is not None:
             qk_BTHK = rms_norm(qk_BTHK, None, self.qk_eps)
+        return qk_BTHK, v_BTGK
+
+    def queries_keys_values(self, x_BTD: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention compares and what it mixes, (B, H, T, K) and twice (B, G, T, K), normalised and turned."""
+        qk_BTHK, v_BTGK = self.heads(x_BTD)
         if where.rotation is not None:
             qk_BTHK = rotate(qk_BTHK, *where.rotation, neighbours=self.neighbours)
         q_BTHK, k_BTGK = qk_BTHK.split([self.n_head, self.n_kv_head], dim=2)
@@ -106,6 +118,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
         B, T, _ = x_BTD.shape
+        if isinstance(where.cache, AttendingCache):
+            y_BHTK = where.cache.attend(self, x_BTD, *self.heads(x_BTD))
+            return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1))
         q_BHTK, k_BGTK, v_BGTK = self.queries_keys_values(x_BTD, where)
         mask = where.mask
         if where.cache is not None:

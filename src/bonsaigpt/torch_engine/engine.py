@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.config import KVConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.processes import Process
 from bonsaigpt.structure import MATERIALISED, merge
@@ -32,6 +32,7 @@ from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.fit_mlp import fit_mlp
 from bonsaigpt.torch_engine.guard import Guard
+from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import count_step
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
@@ -350,15 +351,26 @@ class TorchEngine:
         weights: Weights = "fp32",
         tokens: int | None = None,
         say: Callable[[str], None] = lambda words: None,
-    ) -> NativeDecoder | EagerDecoder:
+        kv: KVConfig | None = None,
+    ) -> NativeDecoder | EagerDecoder | PolicyDecoder:
         """The fastest way here to go on with ``rows`` texts.
 
         Args:
             weights: ``int8`` rounds the matrices, one scale for each output channel; ``fp32`` leaves them as they are.
             tokens: how many are expected in all, if known: nothing is built that would not pay for itself.
             say: is told what takes a while.
+            kv: what the cache keeps; everything by default.
+
+        Raises:
+            ConfigError: the model cannot have this policy.
         """
+        if kv is not None and not kv.is_plain:
+            return PolicyDecoder(model, kv, rows=rows, placement=self.placement, weights=weights)
         return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens, say=say)
+
+    def reader(self, model: GPT, kv: KVConfig) -> PolicyReader:
+        """Texts side by side through one cache policy; see ``bonsaigpt.engines.Reader``."""
+        return PolicyReader(model, kv, placement=self.placement)
 
     def rounded(self, model: GPT) -> GPT:
         """The model with what int8 keeps of its matrices: to evaluate what that costs."""

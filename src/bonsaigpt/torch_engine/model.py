@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, RopePosition
-from bonsaigpt.kv import KVCache
+from bonsaigpt.kv import AttendingCache, KVCache
 from bonsaigpt.spec import initial_value, parameters
 from bonsaigpt.structure import Structure, structures
 from bonsaigpt.torch_engine.attention import Attention, Where, document_mask
@@ -113,7 +113,7 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | AttendingCache | None = None,
         documents_BT: Tensor | None = None,
         streams: list[Tensor] | None = None,
     ) -> Tensor:
@@ -136,7 +136,7 @@ class GPT(nn.Module):
         if self.config.position.kind == "learned":
             wpe = self.transformer.wpe
             x_BTD = x_BTD + (wpe.table[:T] if positions_BT is None else wpe(positions_BT))
-        elif self.config.position.kind == "rope":
+        elif self.config.position.kind == "rope" and not isinstance(cache, AttendingCache):  # that one turns by itself
             if positions_BT is None:
                 rotation = (self.cos[:T, None], self.sin[:T, None])
             else:
@@ -167,7 +167,7 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | AttendingCache | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token at every position, (B, T, V); see ``hidden``."""

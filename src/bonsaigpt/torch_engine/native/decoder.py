@@ -12,6 +12,7 @@ from torch import nn
 
 from bonsaigpt.config import GeluMLP, ModelConfig, RopePosition
 from bonsaigpt.errors import GenerateError
+from bonsaigpt.torch_engine.eager import check_row
 from bonsaigpt.torch_engine.model import GPT, Block
 from bonsaigpt.torch_engine.native.library import MLPS, ROPES, Layer, Model, library
 from bonsaigpt.torch_engine.native.packing import LANES, Packed
@@ -99,11 +100,13 @@ class NativeDecoder:
         return self._logits[:count]
 
     def truncate(self, row: int, length: int) -> None:
-        if not 0 <= row < self.rows:
-            raise GenerateError(f"there is no row {row}: use 0 to {self.rows - 1}")
+        check_row(row, self.rows)
         if not 0 <= length <= self._lengths[row]:
             raise GenerateError(f"row {row} holds {self._lengths[row]} tokens: it cannot be cut to {length}")
         self._lengths[row] = length
+
+    def reach(self, row: int, length: int) -> int:
+        return length
 
     def copy_row(self, source: int, target: int) -> None:
         used = int(self._lengths[source])
