@@ -28,7 +28,7 @@ def test_bytes_are_those_of_the_buffers_and_rates_those_of_the_times() -> None:
 
 
 def test_the_verb_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--seconds", "0.01", "--batch", "1", "2", "--prompt", "5", "--tokens", "4", "--threads", "1"]
+    few = ["--seconds", "0.01", "--batch", "1,2", "--prompt", "5", "--tokens", "4", "--threads", "1"]
     assert main(["bench", "decode", "--preset", "gpt-nano", *few]) == 0
     out = capsys.readouterr().out
     assert "preset gpt-nano: " in out
@@ -45,7 +45,7 @@ def test_the_verb_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) ->
         ([], "either a run, or --preset"),
         (["--preset", "gpt-nano", "--prompt", "64"], "do not fit the block of 64"),
         (["--preset", "gpt-nano", "--tokens", "65"], "do not fit the block of 64"),
-        (["--preset", "gpt-nano", "--batch", "0"], "use 1 or more"),
+        (["--preset", "gpt-nano", "--batch", "0"], "whole numbers from 1 on"),
         (["--preset", "gpt-nono"], "gpt-nano"),
         (["runs/none"], "runs/none"),
     ],

@@ -103,12 +103,14 @@ class Scaling:
         if not fingerprint.startswith(self.corpus):
             return f"the fit is of {self.text}, and this is other data"
         own = compared_settings(config)
-        differing = [name for name in sorted(own.keys() | self.settings) if own.get(name) != self.settings.get(name)]
+        # What could not be set when the fit was made was as it is when nobody sets it.
+        its = compared_settings(RunConfig()) | self.settings
+        differing = [name for name in sorted(own.keys() | self.settings) if own.get(name) != its.get(name)]
         if not differing:
             return None
         name = next((n for n in differing if n.endswith(".kind")), differing[0])
         more = f", and {len(differing) - 1} more settings differ" if len(differing) > 1 else ""
-        return f"{name} is {_word(own.get(name))}, the fit's {_word(self.settings.get(name))}{more}"
+        return f"{name} is {_word(own.get(name))}, the fit's {_word(its.get(name))}{more}"
 
     def predict(self, parameters: int, tokens: int) -> Prediction:
         """The loss of a run that ``why_not`` has nothing against."""
