@@ -4,6 +4,7 @@ A variant is a member of a tagged union with its own fields (``mlp = {kind = "sw
 boolean that multiplies with others. Nothing changes a config after it was made: ``derive`` makes another one.
 """
 
+from bonsaigpt.config.attention import AttentionConfig, LatentAttention, LinearAttention, SoftmaxAttention
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import (
     CorpusData,
@@ -28,13 +29,9 @@ from bonsaigpt.config.model import (
     PRESETS,
     GeluMLP,
     LayerNorm,
-    LearnedPosition,
     ModelConfig,
-    NoPosition,
     ReLU2MLP,
     RMSNorm,
-    RopePosition,
-    SoftmaxAttention,
     SwiGLUMLP,
 )
 from bonsaigpt.config.optim import (
@@ -50,6 +47,16 @@ from bonsaigpt.config.optim import (
     Schedule,
     StagedRamp,
     WSDSchedule,
+)
+from bonsaigpt.config.position import (
+    LearnedPosition,
+    LinearScaling,
+    NoPosition,
+    NoScaling,
+    NTKScaling,
+    RopePosition,
+    RopeScaling,
+    YarnScaling,
 )
 from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_names, validate
 from bonsaigpt.config.run import GuardConfig, RunConfig, TrainConfig
@@ -77,6 +84,7 @@ __all__ = [
     "PRESETS",
     "AdamWMatrices",
     "AddData",
+    "AttentionConfig",
     "BpeTokenizerConfig",
     "ByteTokenizerConfig",
     "CharTokenizerConfig",
@@ -98,9 +106,12 @@ __all__ = [
     "HubText",
     "KroneckerColumnsStructure",
     "KroneckerStructure",
+    "LatentAttention",
     "LayerNorm",
     "LearnedPosition",
+    "LinearAttention",
     "LinearRamp",
+    "LinearScaling",
     "LinearSchedule",
     "LowRankStructure",
     "MixtureData",
@@ -108,9 +119,11 @@ __all__ = [
     "ModelConfig",
     "MonarchStructure",
     "MuonMatrices",
+    "NTKScaling",
     "NarrowStructure",
     "NoPosition",
     "NoRamp",
+    "NoScaling",
     "OpenWebTextData",
     "OptimConfig",
     "RMSNorm",
@@ -119,6 +132,7 @@ __all__ = [
     "ReadingData",
     "RecallData",
     "RopePosition",
+    "RopeScaling",
     "RunConfig",
     "Schedule",
     "ShakespeareData",
@@ -138,6 +152,7 @@ __all__ = [
     "WeightStructure",
     "WikipediaData",
     "WikitextData",
+    "YarnScaling",
     "ZeroOneData",
     "derive",
     "dump_toml",
