@@ -74,7 +74,7 @@ def _show(arguments: Any, seed: int, looks: list[int], rows: dict[str, list[floa
         cells = [f"{loss:.4f}" for loss in losses] if len(losses) > 1 else ["" for _ in looks[1:]] + [f"{goal:.4f}"]
         lines.append((name, *cells, "" if len(losses) == 1 else str(there) if there is not None else "more"))
     show(
-        f"Seed {seed}: loss at {arguments.long} tokens after so many steps, from {arguments.steps} at {arguments.short}",
+        f"Seed {seed}: loss at {arguments.long} tokens after so many steps; before: {arguments.steps} at {arguments.short}",
         ["", *map(str, looks), f"within {_NEAR}"],
         lines,
     )

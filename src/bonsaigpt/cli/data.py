@@ -10,14 +10,17 @@ from rich.console import Console
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli.common import Parser, count_from, print_table, progress_bar, run_folder, runs_folder
 from bonsaigpt.data.looking import SplitStats, readable, split_stats, windows
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import file_hashes
 from bonsaigpt.data.shards import Corpus, find_corpora, open_corpus, verify_shards
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import DataError
 
 __all__ = ["find_corpus", "run"]
 
 _EXAMPLE = """  bonsai data verify corpora/*
   bonsai data show runs/stdlib --split val --count 3
+  bonsai data show runs/stdlib --order streams --rows 4 --length 64 --count 2
   bonsai data stats stdlib"""
 _SPLITS = ("train", "val")
 _FREQUENT = 8
@@ -39,6 +42,15 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--count", type=count_from(0), default=3, metavar="N", help="show: windows (default: 3)")
     parser.add_argument(
         "--length", type=count_from(0), default=200, metavar="N", help="show: tokens in each (default: 200)"
+    )
+    parser.add_argument(
+        "--order",
+        choices=["random", "streams"],
+        default="random",
+        help="show: windows from anywhere, or consecutive batches of --rows rows that each read on (default: random)",
+    )
+    parser.add_argument(
+        "--rows", type=count_from(1), default=2, metavar="N", help="show: rows of a batch of streams (default: 2)"
     )
     parser.add_argument("--seed", type=count_from(0), default=0, metavar="N", help="show: another seed, other windows")
     runs_folder(parser)
@@ -100,12 +112,39 @@ def _tokens(corpus: Corpus) -> int:
 
 def _show(corpus: Corpus, arguments: argparse.Namespace) -> None:
     console = Console()
+    if arguments.order == "streams":
+        _show_streams(corpus, arguments, console)
+        return
     found = windows(corpus, arguments.split, count=arguments.count, length=arguments.length, seed=arguments.seed)
     for start, ids in found:
         title = f"{corpus.folder.name}, {arguments.split}, tokens {start:,} to {start + len(ids):,}"
         console.print(title, style="bold green", highlight=False, markup=False, soft_wrap=True)
         console.print(readable(corpus, ids), highlight=False, markup=False, soft_wrap=True)
         console.print()
+
+
+def _show_streams(corpus: Corpus, arguments: argparse.Namespace, console: Console) -> None:
+    """The first batches as `data.order = streams` gives them: row by row, with a mark where a row starts anew."""
+    stream = corpus.stream(arguments.split)
+    batches = TokenBatches(
+        train=stream,
+        val=stream,
+        tokenizer=corpus.tokenizer,
+        order="streams",
+        seed=0,
+        plan=BatchPlan(batch_size=arguments.rows, block_size=arguments.length),
+        fingerprint=corpus.folder.name,
+    )
+    for step in range(arguments.count):
+        batch = batches.batch_at(step)
+        assert batch.reset_B is not None
+        for row, (ids, anew) in enumerate(zip(batch.tokens_BT, batch.reset_B.tolist(), strict=True)):
+            title = f"{corpus.folder.name}, {arguments.split}, step {step}, row {row}" + (
+                ", starts anew" if anew else ""
+            )
+            console.print(title, style="bold green", highlight=False, markup=False, soft_wrap=True)
+            console.print(readable(corpus, ids), highlight=False, markup=False, soft_wrap=True)
+            console.print()
 
 
 def _stats(corpus: Corpus) -> None:

@@ -24,6 +24,7 @@ from bonsaigpt.config.corpora import (
     WikitextData,
 )
 from bonsaigpt.config.data import DataConfig
+from bonsaigpt.config.memory import HiddenMemory, KeyValueMemory, MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.config.mixture import MixtureData, MixturePart
 from bonsaigpt.config.model import (
     PRESETS,
@@ -102,8 +103,10 @@ __all__ = [
     "GeluMLP",
     "Gpt2TokenizerConfig",
     "GuardConfig",
+    "HiddenMemory",
     "HubData",
     "HubText",
+    "KeyValueMemory",
     "KroneckerColumnsStructure",
     "KroneckerStructure",
     "LatentAttention",
@@ -114,6 +117,7 @@ __all__ = [
     "LinearScaling",
     "LinearSchedule",
     "LowRankStructure",
+    "MemoryConfig",
     "MixtureData",
     "MixturePart",
     "ModelConfig",
@@ -121,6 +125,7 @@ __all__ = [
     "MuonMatrices",
     "NTKScaling",
     "NarrowStructure",
+    "NoMemory",
     "NoPosition",
     "NoRamp",
     "NoScaling",
@@ -157,6 +162,7 @@ __all__ = [
     "derive",
     "dump_toml",
     "load_toml",
+    "memory_flaw",
     "setting_names",
     "validate",
 ]

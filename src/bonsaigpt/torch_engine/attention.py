@@ -3,7 +3,7 @@ sinks; the mask is computed from positions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +41,8 @@ class Where:
     masks: Mapping[int | None, Tensor | None] = field(default_factory=lambda: {None: None})
     """Where a query of a layer with that window may look, (B or 1, 1, T, T); None means at every earlier position. With
     a cache it follows from the positions of its slots."""
+    before: Callable[[int, Tensor], Tensor] | None = None
+    """Puts the remembered inputs of a layer in front of the new ones; positions and rotation are of both then."""
 
 
 def causal_mask(query_positions_BT: Tensor, key_positions_BS: Tensor, window: int | None = None) -> Tensor:
@@ -159,15 +161,19 @@ class Attention(nn.Module):
         """What the layer adds, and the keys and values that it looked at: its own, or those that were ``shared``."""
         B, T, _ = x_BTD.shape
         own = 2 * self.n_kv_head if self.has_own else 0
-        heads_BTHK = self.c_attn(x_BTD).view(B, T, self.n_head + own, self.head_width)
+        if where.before is not None and self.has_own:
+            x_BTD = where.before(self.layer, x_BTD)
+        S = x_BTD.shape[1]
+        heads_BTHK = self.c_attn(x_BTD).view(B, S, self.n_head + own, self.head_width)
         # Queries and keys lie side by side and are treated alike: half as many operators.
         qk_BTHK, v_BTGK = heads_BTHK.split([self.n_head + own // 2, own // 2], dim=2)
         if self.qk_eps is not None:
             qk_BTHK = rms_norm(qk_BTHK, None, self.qk_eps)
         if where.rotation is not None:
-            qk_BTHK = rotate(qk_BTHK, *where.rotation, neighbours=self.neighbours)
+            cos, sin = (t[..., -S:, :, :] for t in where.rotation)
+            qk_BTHK = rotate(qk_BTHK, cos, sin, neighbours=self.neighbours)
         q_BTHK, k_BTGK = qk_BTHK.split([self.n_head, own // 2], dim=2)
-        q_BHTK, k_BGTK, v_BGTK = (t.transpose(1, 2) for t in (q_BTHK, k_BTGK, v_BTGK))
+        q_BHTK, k_BGTK, v_BGTK = (t.transpose(1, 2) for t in (q_BTHK[:, -T:], k_BTGK, v_BTGK))
 
         if not self.has_own:
             assert shared is not None
@@ -176,12 +182,12 @@ class Attention(nn.Module):
             assert where.positions_BT is not None
             seen = Seen(*where.cache.extend(self.layer, k_BGTK, v_BGTK, where.positions_BT))
         else:
-            seen = Seen(k_BGTK, v_BGTK, None)
+            seen = Seen(k_BGTK, v_BGTK, None if where.before is None else where.positions_BT)
         if seen.slots_BS is None:
             mask = where.masks[self.window]
         else:
             assert where.positions_BT is not None
-            mask = causal_mask(where.positions_BT, seen.slots_BS, self.window)
+            mask = causal_mask(where.positions_BT[:, -T:], seen.slots_BS, self.window)
         y_BHTK = attend(
             q_BHTK,
             seen.k_BGSK,

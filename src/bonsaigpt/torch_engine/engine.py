@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.config import MemoryConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
 from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.torch_engine.cache import FullCache
+from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
 from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.deciding import decide
@@ -188,6 +190,7 @@ class TorchEngine:
             ),
             layout=layout,
             pool=pool,
+            carried=self.memory(config.model, config.train.memory, rows=config.train.batch_size),
             averaged=averaged,
         )
 
@@ -212,7 +215,8 @@ class TorchEngine:
 
     def arrays(self, state: State) -> tuple[Arrays, Arrays]:
         """The weights to use (the average, if one is kept), and all else that the next step depends on; on the host."""
-        return weights(self.model_of(state)), state.optimizer.arrays() | {"guard": state.guard.arrays()}
+        memory = {} if state.carried is None else state.carried.arrays()
+        return weights(self.model_of(state)), state.optimizer.arrays() | {"guard": state.guard.arrays()} | memory
 
     def save(self, state: State, run: RunDirectory, about: dict[str, Any]) -> None:
         """Write a checkpoint; ``about`` is its ``state.json``. Shards are on the disk only when ``settle`` returns."""
@@ -262,12 +266,27 @@ class TorchEngine:
         """One optimizer step, in place, at ``share`` of the peak learning rates."""
         return train_step(state, batch, config=config, placement=self.placement, share=share, step=step)
 
-    def evaluate(self, model: GPT, batch: Batch, *, exact: bool = False) -> tuple[float, int]:
-        """Sum of the loss in nats over this process' part, and, if ``exact``, its rows solved whole."""
+    def memory(self, model: ModelConfig, setting: MemoryConfig, *, rows: int) -> Carried | None:
+        """An empty memory for so many rows; none if the setting is none.
+
+        Raises:
+            DeviceError: several processes train together.
+        """
+        if setting.kind == "none":
+            return None
+        if self.world.size > 1:
+            raise DeviceError("train.memory is kept by one process alone so far: train without torchrun")
+        return Carried(model, setting, rows=rows, device=self.placement.device, dtype=self.placement.dtype)
+
+    def evaluate(
+        self, model: GPT, batch: Batch, *, exact: bool = False, memory: Carried | None = None
+    ) -> tuple[float, int]:
+        """Sum of the loss in nats over this process' part, and, if ``exact``, its rows solved whole. ``memory``: what
+        stood before each row; it goes on with them."""
         batch = batch.part(self.world.process.rank, self.world.size)
         if len(batch.tokens_BT) == 0:
             return 0.0, 0
-        return evaluate_batch(model, batch, self.placement, self.pool, exact=exact)
+        return evaluate_batch(model, batch, self.placement, self.pool, exact=exact, carried=memory)
 
     # ------------------------------------------------------------------ a model alone
 
@@ -361,6 +380,8 @@ class TorchEngine:
 
 
 def _load_optimizer(state: State, saved: Mapping[str, np.ndarray | Tensor]) -> None:
-    state.optimizer.load({name: value for name, value in saved.items() if name != "guard"})
+    state.optimizer.load({name: v for name, v in saved.items() if name != "guard" and not name.startswith("memory.")})
+    if state.carried is not None:
+        state.carried.load(saved)
     if "guard" in saved:
         state.guard.load(saved["guard"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.data.batches import IGNORE
+from bonsaigpt.torch_engine.carry import Carry
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.structured import dense
 
@@ -33,11 +34,15 @@ class Learner(nn.Module):
         self.model, self.z_loss = model, z_loss
 
     def forward(
-        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        carry: Carry | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats."""
         model = self.model
-        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT)
+        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, carry=carry)
         if targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
             return fused_head_loss(
                 hidden_BTD,

@@ -19,6 +19,7 @@ from bonsaigpt.kv import KVCache
 from bonsaigpt.spec import initial_value, parameters
 from bonsaigpt.structure import Structure, structures
 from bonsaigpt.torch_engine.attention import Attention, Seen, Where, document_mask, masks
+from bonsaigpt.torch_engine.carry import Carry
 from bonsaigpt.torch_engine.latent import LatentHeads
 from bonsaigpt.torch_engine.linear import Linear, Norm, linear
 from bonsaigpt.torch_engine.linear_attention import LinearHeads
@@ -123,11 +124,13 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KVCache | None = None,
         documents_BT: Tensor | None = None,
+        carry: Carry | None = None,
     ) -> Tensor:
         """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache.
 
         ``documents_BT``: the document of each token, numbered upwards along a row. Attention stays inside it, and its
         positions start at 0: so a document in a row gives what it gives alone, and is seen where generation starts.
+        ``carry``: what stood before these rows, and where positions go on.
         """
         B, T = tokens_BT.shape
         mask = None
@@ -137,18 +140,25 @@ class GPT(nn.Module):
         if positions_BT is None and cache is not None:
             steps = torch.arange(cache.length, cache.length + T, device=tokens_BT.device)
             positions_BT = steps.expand(B, T)
+        if carry is not None:
+            positions_BT, cache = carry.positions_BS, None if carry.has_inputs else carry
         x_BTD = self.transformer.wte(tokens_BT)
         turned = None
         if self.config.position.kind == "learned":
             wpe = self.transformer.wpe
             x_BTD = x_BTD + (wpe.table[:T] if positions_BT is None else wpe(positions_BT))
         elif self.config.position.kind == "rope":
-            if positions_BT is None:
+            if carry is not None:  # no table is long enough
+                assert isinstance(self.config.position, RopePosition)
+                cos, sin = rotation(self.config.position, self.config.rope_width, carry.positions_BS)
+                turned = (cos[:, :, None], sin[:, :, None])
+            elif positions_BT is None:
                 turned = (self.cos[:T, None], self.sin[:T, None])
             else:
                 turned = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
         x_BTD = self.transformer.drop(x_BTD)
-        where = Where(positions_BT, turned, cache, masks(self.config, T, mask, tokens_BT.device))
+        before = carry.before if carry is not None and carry.has_inputs else None
+        where = Where(positions_BT, turned, cache, masks(self.config, T, mask, tokens_BT.device), before)
         shared: Seen | None = None
         for block in self.transformer.h:
             if self.recompute and self.training:  # Chen et al. 2016: keep the input, compute the rest again
@@ -174,9 +184,13 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KVCache | None = None,
         documents_BT: Tensor | None = None,
+        carry: Carry | None = None,
     ) -> Tensor:
         """Logits of the next token at every position, (B, T, V); see ``hidden``."""
-        return self.logits(self.hidden(tokens_BT, positions_BT=positions_BT, cache=cache, documents_BT=documents_BT))
+        hidden_BTD = self.hidden(
+            tokens_BT, positions_BT=positions_BT, cache=cache, documents_BT=documents_BT, carry=carry
+        )
+        return self.logits(hidden_BTD)
 
 
 def build(config: ModelConfig, *, seed: int | None = None, values: Arrays | None = None) -> GPT:
