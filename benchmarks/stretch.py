@@ -73,8 +73,9 @@ def _show(arguments: Any, seed: int, looks: list[int], rows: dict[str, list[floa
         there = next((n for n, loss in zip(looks, losses, strict=False) if loss <= goal + _NEAR), None)
         cells = [f"{loss:.4f}" for loss in losses] if len(losses) > 1 else ["" for _ in looks[1:]] + [f"{goal:.4f}"]
         lines.append((name, *cells, "" if len(losses) == 1 else str(there) if there is not None else "more"))
+    title = f"Seed {seed}: loss at {arguments.long} tokens after so many steps"
     show(
-        f"Seed {seed}: loss at {arguments.long} tokens after so many steps; before: {arguments.steps} at {arguments.short}",
+        f"{title}, {arguments.steps} at {arguments.short} before",
         ["", *map(str, looks), f"within {_NEAR}"],
         lines,
     )
