@@ -24,7 +24,7 @@ class FullCache:
         self._k = torch.empty((*room, key), device=device, dtype=dtype)
         self._v = torch.empty((*room, value), device=device, dtype=dtype)
         self._positions = torch.full((len(self._place), batch, slots), EMPTY, device=device, dtype=torch.int64)
-        self._states = torch.zeros((config.n_layer, batch, *state_shape(config)), device=device, dtype=dtype)
+        self._states = torch.zeros((config.n_layer, batch, *state_shape(config)), device=device)
         self._used = [0] * config.n_layer
         self._last = max(self._place, default=config.n_layer - 1)
         self.slots = slots

@@ -38,8 +38,8 @@ class Slots:
         # Zeros: what is masked is still multiplied, by 0, and whatever memory holds might be no number.
         self._k = torch.zeros((*room, key), device=device, dtype=dtype)
         self._v = torch.zeros((*room, value), device=device, dtype=dtype)
-        self.states = torch.zeros((config.n_layer, rows, *state_shape(config)), device=device, dtype=dtype)
-        """Of linear attention, for each layer and row."""
+        self.states = torch.zeros((config.n_layer, rows, *state_shape(config)), device=device)
+        """Of linear attention, for each layer and row; sums of many terms, so always float32."""
         self._numbers = torch.arange(config.block_size + 1, device=device)
         self._index_B1 = torch.arange(rows, device=device)[:, None]
         self.waste = config.block_size
