@@ -79,11 +79,11 @@ def main() -> None:
         for done, (seed, share, name) in enumerate(jobs):
             run = _settings(arguments, name, share, seed)
             if ledger.find(run) is None:
-                config, teacher, source = _teacher(arguments, engine, 1337 + seed)
+                config, weights, source = teacher_of(arguments, engine, 1337 + seed)
                 began = time.perf_counter()
-                values = teacher
+                values = weights
                 if name != "dense":
-                    values = compressed(config.model, teacher, chosen[name], share, _calibration(source, arguments))
+                    values = compressed(config.model, weights, chosen[name], share, _calibration(source, arguments))
                 seconds = time.perf_counter() - began
                 loss = evaluate(engine, engine.model(config.model, values), source).loss
                 ledger.add(f"{name}, {share}, seed {seed}", run, {"loss": loss, "seconds": seconds})
@@ -133,7 +133,8 @@ def compressed(
     return values
 
 
-def _teacher(arguments: Any, engine: Engine, seed: int) -> tuple[RunConfig, Arrays, Any]:
+def teacher_of(arguments: Any, engine: Engine, seed: int) -> tuple[RunConfig, Arrays, Any]:
+    """Configuration, weights and data of the teacher of a seed; trained if it is not in the cache."""
     train = {"steps": arguments.steps, "device": "cpu", "precision": "fp32", "compile": "off", "workers": 1}
     matrices = {"kind": "muon", "precision": "fp32"}
     overrides = {

@@ -33,6 +33,13 @@ class DecodeSetup:
     config: ModelConfig
     nanogpt: Path | None
     threads: int
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Device and number format, for ``torch.nn.Module.to``."""
+        return {"device": self.device, "dtype": torch.bfloat16 if self.precision == "bf16" else torch.float32}
 
     def values(self) -> Arrays:
         """Weights of ten times the usual size, so that the likeliest tokens stand out and texts can be compared."""
@@ -60,7 +67,7 @@ class Ours:
     weights: Any = "fp32"
 
     def __init__(self, setup: DecodeSetup) -> None:
-        self.engine = load_engine("torch", device="cpu", precision="fp32", threads=setup.threads)
+        self.engine = load_engine("torch", device=setup.device, precision=setup.precision, threads=setup.threads)
         self.model = self.engine.model(setup.config, setup.values())
         self.decoder = self.engine.decoder(self.model, rows=16, weights=self.weights)
         self.about = self.decoder.why
@@ -120,16 +127,17 @@ class NanoGPT:
         with redirect_stdout(sys.stderr):
             self.model = file.GPT(file.GPTConfig(**shape, vocab_size=c.vocabulary, bias=False, dropout=0.0)).eval()
         load_weights(self.model, setup.values().items())
-        self.about = "no cache"
+        self.model.to(**setup.where)
+        self.device, self.about = setup.device, "no cache"
 
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        return self.model(torch.from_numpy(tokens)[None])[0][0, -1].numpy()
+        return self.model(torch.from_numpy(tokens)[None].to(self.device))[0][0, -1].float().cpu().numpy()
 
     @torch.inference_mode()
     def generate(self, prompt: np.ndarray, new: int) -> float:
         began = time.perf_counter()
-        self.model.generate(torch.from_numpy(prompt)[None], new)
+        self.model.generate(torch.from_numpy(prompt)[None].to(self.device), new).cpu()
         return time.perf_counter() - began
 
 
@@ -155,10 +163,10 @@ class LitGPT:
             bias=False,
         )
         torch.manual_seed(0)
-        self.model, self.run = GPT(config).eval(), generate
+        self.model, self.run = GPT(config).eval().to(**setup.where), generate
         self.model.max_seq_length = c.block_size
-        self.model.set_kv_cache(batch_size=1)
-        self.about = "RoPE; its own cache"
+        self.model.set_kv_cache(batch_size=1, **setup.where)
+        self.device, self.about = setup.device, "RoPE; its own cache"
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         return np.zeros(0)
@@ -166,7 +174,8 @@ class LitGPT:
     @torch.inference_mode()
     def generate(self, prompt: np.ndarray, new: int) -> float:
         began = time.perf_counter()
-        made = self.run(self.model, torch.from_numpy(prompt), len(prompt) + new, temperature=0.0)
+        text = torch.from_numpy(prompt).to(self.device)
+        made = self.run(self.model, text, len(prompt) + new, temperature=0.0).cpu()
         seconds = time.perf_counter() - began
         assert len(made) == len(prompt) + new
         return seconds
@@ -192,18 +201,20 @@ class HuggingFace:
                 else:  # its matrices inside blocks are (in, out)
                     value = torch.from_numpy(values[name])
                     parameter.copy_(value.T if ".h." in name and value.ndim == 2 else value)
-        self.about = "its own cache"
+        self.model.to(**setup.where)
+        self.device, self.about = setup.device, "its own cache"
 
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        return self.model(torch.from_numpy(tokens)[None]).logits[0, -1].numpy()
+        return self.model(torch.from_numpy(tokens)[None].to(self.device)).logits[0, -1].float().cpu().numpy()
 
     @torch.inference_mode()
     def generate(self, prompt: np.ndarray, new: int) -> float:
         began = time.perf_counter()
-        ids = torch.from_numpy(prompt)[None]
+        ids = torch.from_numpy(prompt)[None].to(self.device)
         mask = torch.ones_like(ids)
-        made = self.model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        options: Any = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+        made = self.model.generate(ids, attention_mask=mask, **options).cpu()
         seconds = time.perf_counter() - began
         assert made.shape[1] == len(prompt) + new
         return seconds

@@ -1,4 +1,4 @@
-"""Tokens a second of decoding against nanoGPT, LitGPT, Hugging Face and NumPy, in alternating rounds; batch 1, a CPU.
+"""Tokens a second of decoding against nanoGPT, LitGPT, Hugging Face and NumPy, in alternating rounds; batch 1.
 
 Everybody continues a prompt of one token to the end of the block, so that nobody has to drop any context. nanoGPT reads
 the whole context for each token and would take minutes: it makes a few tokens at contexts spread evenly over the block,
@@ -19,19 +19,22 @@ from common import Summary, finish, guarded, interleave, machine, parser, positi
 from decode_sides import SIDES, DecodeSetup
 from sides import check_nanogpt
 
-from bonsaigpt.config import validate
+from bonsaigpt.config import ModelConfig, validate
 from bonsaigpt.errors import DataError
 from bonsaigpt.spec import parameter_count
 
 _SHAPES: dict[str, dict[str, Any]] = {
     "small": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64},
     "baby": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50257},
 }
+_CPU_ALONE = ("NumPy", "ours int8")
 _NEEDS = {"LitGPT": "litgpt", "Hugging Face": "transformers"}
 _FULL = "nanoGPT, full block"
 _BARS = {
     "baby": {("ours", "LitGPT"): 4, ("ours", _FULL): 35, ("ours int8", "LitGPT"): 7},
     "small": {("ours", "LitGPT"): 8},
+    "gpt2": {("ours", "LitGPT"): 1, ("ours", "Hugging Face"): 1},
 }
 _BATCH = 16
 
@@ -70,35 +73,44 @@ def main() -> None:
     arguments = _arguments()
     if arguments.threads:
         os.environ["OPENBLAS_NUM_THREADS"] = str(arguments.threads)  # of the child with NumPy alone
-    config = validate({"model": _SHAPES[arguments.shape] | {"vocab_size": 65}}, origin="shape").model
+    config = validate({"model": {"vocab_size": 65} | _SHAPES[arguments.shape]}, origin="shape").model
     nanogpt = check_nanogpt(arguments.nanogpt) if arguments.nanogpt else None
-    setup = DecodeSetup(config=config, nanogpt=nanogpt, threads=arguments.threads)
-    names, skipped = _available(arguments.nanogpt is not None)
+    setup = DecodeSetup(
+        config=config,
+        nanogpt=nanogpt,
+        threads=arguments.threads,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    names, skipped = _available(arguments)
     sides: dict[str, Process] = {}
     try:
         for name in names:
             sides[name] = Process(name, setup)
-        _check_same(sides, config.block_size)
-        rates, batches, firsts = _measure(arguments, sides, config.block_size)
+        _check_same(sides, config.block_size, 1e-3 if arguments.precision == "fp32" else 0.1)
+        rates, batches, firsts = _measure(arguments, sides, config)
     finally:
         for side in sides.values():
             side.close()
     _report(arguments, sides, skipped, parameter_count(config), rates, batches, firsts)
 
 
-def _available(nanogpt: bool) -> tuple[list[str], dict[str, str]]:
+def _available(arguments: Any) -> tuple[list[str], dict[str, str]]:
     skipped = {n: f"{m} is not installed" for n, m in _NEEDS.items() if importlib.util.find_spec(m) is None}
-    if not nanogpt:
+    if arguments.device != "cpu" or arguments.precision != "fp32":
+        skipped |= dict.fromkeys(_CPU_ALONE, "it is for a CPU in fp32")
+    if arguments.nanogpt is None:
         skipped["nanoGPT"] = "no --nanogpt PATH"
     return [name for name in SIDES if name not in skipped], skipped
 
 
-def _check_same(sides: dict[str, Process], block: int) -> None:
+def _check_same(sides: dict[str, Process], block: int, tolerance: float) -> None:
+    """``tolerance``: of the largest logit."""
     tokens = np.random.default_rng(1).integers(0, 65, block // 2)
     ours = sides["ours"].ask("logits", tokens)
     for name, side in sides.items():
         theirs = side.ask("logits", tokens)
-        if theirs.size and not np.allclose(ours, theirs, rtol=0, atol=1e-3 * np.abs(ours).max()):
+        if theirs.size and not np.allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(ours).max()):
             raise DataError(f"{name} computes other logits than ours: nothing to compare")
 
 
@@ -106,10 +118,11 @@ _Rates = dict[str, list[float]]
 
 
 def _measure(
-    arguments: Any, sides: dict[str, Process], block: int
+    arguments: Any, sides: dict[str, Process], config: ModelConfig
 ) -> tuple[_Rates, list[tuple[float, float]], list[float]]:
     """Tokens a second of each side and round; tokens a second of 16 prompts one by one and together; ms to a first
     token."""
+    block, vocab_size = config.block_size, config.vocabulary
     generator = np.random.default_rng(0)
     rates: _Rates = {name: [] for name in [*sides, *([_FULL] if "nanoGPT" in sides else [])]}
     batches: list[tuple[float, float]] = []
@@ -126,14 +139,14 @@ def _measure(
                     rates[name].append((block - 1) * repeats / sum(seconds))
                     continue
                 lengths = [(2 * i + 1) * block // 8 for i in range(4)]
-                texts = [generator.integers(0, 65, length) for length in lengths]
+                texts = [generator.integers(0, vocab_size, length) for length in lengths]
                 rates[name].append(4 * 2 / sum(sides[name].ask("generate", text, 2) for text in texts))
-                rates[_FULL].append(3 / sides[name].ask("generate", generator.integers(0, 65, block), 3))
+                rates[_FULL].append(3 / sides[name].ask("generate", generator.integers(0, vocab_size, block), 3))
             new = block // 2
-            prompts = [generator.integers(0, 65, int(n)) for n in generator.integers(1, block - new, _BATCH)]
+            prompts = [generator.integers(0, vocab_size, int(n)) for n in generator.integers(1, block - new, _BATCH)]
             alone, together = sides["ours"].ask("batch", prompts, new)
             batches.append((_BATCH * new / alone, _BATCH * new / together))
-            text = generator.integers(0, 65, min(200, block))
+            text = generator.integers(0, vocab_size, min(200, block))
             firsts += [1e3 * sides["ours"].ask("first", text) for _ in range(5)]
             advance(number + 1, ", ".join(f"{name} {values[-1]:,.0f}" for name, values in rates.items()))
     return rates, batches, firsts
@@ -195,6 +208,8 @@ def _arguments() -> Any:
     flags.add_argument("--shape", choices=_SHAPES, default="baby", help="size of the model (default: baby)")
     flags.add_argument("--rounds", type=positive, default=9, help="rounds, each side once in each (default: 9)")
     flags.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as each chooses (default: 0)")
+    flags.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    flags.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="number format (default: fp32)")
     return flags.parse_args()
 
 

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from common import Summary, finish, guarded, interleave, machine, parser, positive, progress, show
 
+from bonsaigpt.data.corpora.document import read_document, whole
+from bonsaigpt.data.corpora.files import find
 from bonsaigpt.data.tokenizers import BpeTokenizer, open_tokenizer
 from bonsaigpt.data.tokenizers.encoders import library_encoder, ranked_encoder
 from bonsaigpt.data.tokenizers.presplit import in_pieces
-from bonsaigpt.data.tokenizers.reading import text_files, text_parts
 from bonsaigpt.data.tokenizers.vocabulary import read_vocabulary
 from bonsaigpt.errors import ConfigError, DataError
 
@@ -43,7 +44,7 @@ def main() -> None:
         tokenizer = open_tokenizer(arguments.tokenizer)
         if not isinstance(tokenizer, BpeTokenizer):
             raise ConfigError(f"{arguments.tokenizer} is no byte-level BPE: give GPT-2's folder or a tokenizer.json")
-        found = {path.name: _encode(arguments, tokenizer, path) for path in text_files(arguments.texts)}
+        found = {path.name: _encode(arguments, tokenizer, path) for path in _files(arguments.texts)}
         finish({"benchmark": "tokenizer_speed encode", "texts": found})
     else:
         finish({"benchmark": "tokenizer_speed train", "runs": _train(arguments)})
@@ -54,7 +55,7 @@ def main() -> None:
 
 def _encode(arguments: Any, tokenizer: BpeTokenizer, path: Path) -> dict[str, Any]:
     """MB/s of each encoder on one file, in turns."""
-    text = "".join(text_parts(path))
+    text = read_document(path).text
     documents = [text[i : i + _DOCUMENT] for i in range(0, len(text), _DOCUMENT)]
     rounds = [documents[number :: arguments.rounds] for number in range(arguments.rounds)]
     if not rounds[-1]:
@@ -136,7 +137,7 @@ def _in_threads(encode: Encode, documents: list[str], threads: int) -> Sequence[
 
 def _train(arguments: Any) -> dict[str, Any]:
     """Seconds and memory of learning a vocabulary, each in a process of its own."""
-    files = text_files(arguments.texts)
+    files = _files(arguments.texts)
     found: dict[str, Any] = {}
     cells = [(split, number) for number in range(arguments.rounds) for split in ("gpt2", "gpt4")]
     with progress("trainings", len(cells)) as advance:
@@ -180,8 +181,12 @@ def _endless(files: list[Path]) -> Iterator[str]:
     """The files again and again: a text shorter than what is asked for repeats, and so has few distinct words."""
     while True:
         for path in files:
-            for part in text_parts(path):
-                yield from in_pieces(part, 1 << 16)
+            for part, _ in whole(path, path.name):
+                yield from in_pieces(part.text, 1 << 16)
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    return [found for path in paths for found, _ in find(path, "**/*.txt")]
 
 
 def _arguments() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -158,3 +159,20 @@ def test_setting_names_reach_into_unions() -> None:
     assert "model.mlp.approximate" in names
     assert "data.tokenizer.vocab_size" in names
     assert "optim.schedule.final" in names
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"kind": "wikipedia", "pattern": "*"}, "unknown setting 'data.pattern' of kind 'wikipedia' in t."),
+        ({"kind": "wikipedia", "paht": "x"}, "unknown setting 'data.paht' in t. Did you mean 'data.path'?"),
+        ({"kind": "files", "path": "x", "nmae": "x"}, "unknown setting 'data.nmae' in t."),
+        ({"kind": "stdlib", "tokenizer": {"kind": "bytes", "vocab_siz": 9}}, "'data.tokenizer.vocab_siz' in t."),
+    ],
+)
+def test_only_settings_of_the_chosen_kind_are_suggested(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate({"data": data}, origin="t")
+    assert words in str(caught.value)
+    for foreign in ("'data.pattern'?", "'data.name'?", "vocab_size"):
+        assert foreign not in str(caught.value)

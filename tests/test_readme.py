@@ -42,6 +42,8 @@ def quick(command: list[str]) -> list[str]:
         sizes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.steps": 4, "train.eval_interval": 2}
         few = [] if command[0] == "train" else ["--seeds", "1", "--train.sample_tokens", "0"]
         return [*command, *few, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
+    if command[0] == "compress":
+        return [*command, "--calibrate", "400", *([] if "--dry-run" in command else ["--train.steps", "4"])]
     if command[0] == "profile":
         return [*command, "--steps", "1", "--warmup", "1"]
     if command[0] == "bench":
@@ -137,6 +139,16 @@ def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureF
     assert not (workshop / "runs").exists()
 
 
+def test_the_commands_of_health_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / "health.md").read_text(encoding="utf-8"))
+    assert [c[0] for c in found] == ["train", "report", "train"]
+    for command in found:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert len((workshop / "runs" / "watched" / "health.jsonl").read_text().splitlines()) == 2
+    assert "<h2>Health</h2>" in (workshop / "runs" / "watched" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Health</h2>" not in (workshop / "runs" / "unwatched" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = shlex.split("train my-text --data.path my-texts --name mine")
     found = commands((ROOT / "docs" / "decoding.md").read_text(encoding="utf-8"))
@@ -155,6 +167,29 @@ def test_the_commands_of_context_run(workshop: Path, capsys: pytest.CaptureFixtu
         assert main([*quick(small), *few]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
     assert "starts anew" in capsys.readouterr().out
     assert (workshop / "runs" / "short-256" / "report.html").is_file()
+
+
+def test_the_commands_of_compression_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = shlex.split("train my-text --data.path my-texts --name mine")
+    found = commands((ROOT / "docs" / "kronecker.md").read_text(encoding="utf-8"))
+    assert {c[0] for c in found} == {"compress", "train"}
+    for command in [train, *found]:
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert (workshop / "plan.toml").is_file()
+    assert (workshop / "runs" / "quarter" / "plan.toml").is_file()
+
+
+def test_the_commands_of_the_cache_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "--model.position.kind rope --model.block_size 16 --model.n_layer 1 --model.n_head 2 --model.n_embd 16"
+    assert main(quick(shlex.split(f"train my-text --data.path my-texts --name mine {model}"))[:-4]) == 0
+    found = commands((ROOT / "docs" / "kv.md").read_text(encoding="utf-8"))
+    assert [c[0] for c in found] == ["sample", "chat", "eval", "study"]
+    for command in found:
+        few = ["--rows", "2", "--length", "24", "--chunk", "8", "--fast"] if command[0] == "study" else []
+        small = [word.replace("32", "8").replace("28", "8").replace("16,", "4,") for word in command]
+        words = small if command[0] == "study" else quick(small)
+        assert main([*words, *few]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert (workshop / "runs" / "mine" / "studies" / "kv.csv").is_file()
 
 
 def test_the_commands_of_tokenizers_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

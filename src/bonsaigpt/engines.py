@@ -5,7 +5,7 @@ States, models and caches are the engine's own and pass through other code unope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from bonsaigpt.checkpoint import Arrays, RunDirectory
-from bonsaigpt.config import MemoryConfig, ModelConfig, RunConfig
+from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, did_you_mean
-from bonsaigpt.trace import Room, StepMemory, Trace
+from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
-__all__ = ["Decoder", "Engine", "Metrics", "World", "load_engine"]
+__all__ = ["Decoder", "Engine", "Metrics", "Reader", "World", "load_engine"]
 
 T = TypeVar("T")
 
@@ -31,6 +31,10 @@ class Metrics(Protocol):
 
     def host(self) -> dict[str, float]:
         """``loss``, ``grad_norm``, ``skipped`` and ``skipped_in_a_row`` as numbers; waits for the device."""
+        ...
+
+    def health(self) -> Arrays | None:
+        """What the step was asked to tell of its health, for ``measure/health.py``; None if it was not asked."""
         ...
 
 
@@ -57,6 +61,8 @@ class Decoder(Protocol):
 
     rows: int
     block_size: int
+    vocabulary: int
+    """Logits of a row."""
     weight_bytes: int
     """What a step reads of the weights, at least."""
     why: str
@@ -81,7 +87,16 @@ class Decoder(Protocol):
         ...
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget all but the first tokens of a row; 0 clears it."""
+        """Forget all but the first tokens of a row; 0 clears it. What has forgotten earlier tokens cannot always go
+        back: see ``reach``.
+
+        Raises:
+            GenerateError: the row holds no such past.
+        """
+        ...
+
+    def reach(self, row: int, length: int) -> int:
+        """The longest past of at most so many tokens that ``truncate`` can go back to."""
         ...
 
     def copy_row(self, source: int, target: int) -> None:
@@ -94,6 +109,25 @@ class Decoder(Protocol):
 
     def bits(self) -> int:
         """Bits of the cache, all rows."""
+        ...
+
+
+class Reader(Protocol):
+    """Texts of one length that are read side by side through one cache policy: for teacher-forced losses."""
+
+    length: int
+    """Tokens of each text that were read."""
+
+    def read(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """Read on, all at once and exactly among these tokens: that is one chunk. Logits (B, T, V) float32."""
+        ...
+
+    def bits(self) -> int:
+        """Bits of the cache, all texts."""
+        ...
+
+    def positions(self, layer: int) -> np.ndarray:
+        """The positions that a layer holds, (B, G, S); B and G are 1 where all texts and heads hold the same."""
         ...
 
 
@@ -120,16 +154,40 @@ class Engine(Protocol):
     def settle(self) -> None: ...
     def load(self, config: RunConfig, folder: Path) -> Any: ...
     def close(self) -> None: ...
-    def step(self, state: Any, batch: Batch, *, config: RunConfig, share: float, step: int) -> Metrics: ...
+    def step(
+        self, state: Any, batch: Batch, *, config: RunConfig, share: float, step: int, look: Look | None = None
+    ) -> Metrics: ...
     def memory(self, model: ModelConfig, setting: MemoryConfig, *, rows: int) -> Any: ...
     def evaluate(self, model: Any, batch: Batch, *, exact: bool = False, memory: Any = None) -> tuple[float, int]: ...
     def model(self, config: ModelConfig, values: Arrays) -> Any: ...
     def model_of(self, state: Any) -> Any: ...
     def block_size(self, model: Any) -> int: ...
     def cache(self, model: Any, *, batch: int) -> Any: ...
+    def map_sums(
+        self, model: Any, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: Any = ...
+    ) -> dict[str, tuple[np.ndarray, np.ndarray, float, int]]: ...
+    def fit_mlp(
+        self,
+        config: ModelConfig,
+        values: Arrays,
+        mlp: str,
+        batches: Sequence[np.ndarray],
+        *,
+        teacher: Any,
+        steps: int = ...,
+        normalise: bool = ...,
+    ) -> tuple[Arrays, tuple[float, float]]: ...
     def decoder(
-        self, model: Any, *, rows: int, weights: Literal["fp32", "int8"] = ..., tokens: int | None = None
+        self,
+        model: Any,
+        *,
+        rows: int,
+        weights: Literal["fp32", "int8"] = ...,
+        tokens: int | None = None,
+        say: Callable[[str], None] = ...,
+        kv: KVConfig | None = None,
     ) -> Decoder: ...
+    def reader(self, model: Any, kv: KVConfig) -> Reader: ...
     def rounded(self, model: Any) -> Any: ...
     def next_logits(self, model: Any, tokens_BT: np.ndarray, cache: Any = None) -> np.ndarray: ...
     def peak_flops(self) -> float: ...

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MARKS", "STEP", "Room", "Span", "StepMemory", "Trace"]
+__all__ = ["MARKS", "STEP", "Look", "Room", "Span", "StepMemory", "Trace"]
 
 STEP = "step"
 """The mark around a whole step."""
 
 MARKS = (STEP, "data", "forward", "backward", "clip", "optimizer")
 """The parts of a step that its code names, in the order in which they come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a step is asked to tell of its health; see ``measure/health.py``."""
+
+    tokens: int
+    """Of the batch, whose activations are looked at: whole rows, and at least one."""
+    off: float
+    """A hidden unit is active where its activation function gets more than this."""
+    far: float
+    """Above this the activation function is as good as straight."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from tests.cli.spoiling import (
     write,
 )
 
-__all__ = ["CHECKPOINTS", "FORECASTS", "PROMPTS", "STUDIES"]
+__all__ = ["CHECKPOINTS", "COMPRESSIONS", "FORECASTS", "PROMPTS", "STUDIES"]
 
 CHECKPOINTS = [
     Case(
@@ -151,18 +151,18 @@ PROMPTS = [
     Case(
         "slide of nothing", "sample tiny --slide 0", ("slide = 0", "1 to 8"), mended="sample tiny --slide 1 --tokens 9"
     ),
-    Case("temperature below 0", "sample tiny --temperature -1", ("temperature = -1.0", "use 0")),
-    Case("temperature that is no number", "sample tiny --temperature nan", ("temperature = nan", "use 0")),
+    Case("temperature below 0", "sample tiny --temperature -1", ("--temperature -1.0", "use 0")),
+    Case("temperature that is no number", "sample tiny --temperature nan", ("--temperature nan", "use 0")),
     Case("temperature in words", "sample tiny --temperature hot", ("--temperature", "'hot'")),
-    Case("top-k 0", "sample tiny --top-k 0", ("top_k = 0", "use 1 or more")),
-    Case("top-p 2", "sample tiny --top-p 2", ("top_p = 2.0", "at most 1")),
+    Case("top-k 0", "sample tiny --top-k 0", ("--top-k 0", "use 1 or more")),
+    Case("top-p 2", "sample tiny --top-p 2", ("--top-p 2.0", "at most 1")),
     Case("samples 0", "sample tiny --samples 0", ("--samples 0", "1 or more")),
     Case("tokens below 0", "sample tiny --tokens -5", ("-5 new tokens", "0 or more"), mended="sample tiny --tokens 0"),
     Case("threads below 0", "sample tiny --threads -1", ("--threads", "-1", "0 or more")),
-    Case("min-p 0", "sample tiny --min-p 0", ("min_p = 0.0", "more than 0")),
-    Case("typical-p 2", "sample tiny --typical-p 2", ("typical_p = 2.0", "at most 1")),
-    Case("repetition penalty 0", "sample tiny --repetition-penalty 0", ("repetition_penalty = 0.0", "more than 0")),
-    Case("penalty without end", "sample tiny --presence-penalty inf", ("presence_penalty = inf", "finite")),
+    Case("min-p 0", "sample tiny --min-p 0", ("--min-p 0.0", "more than 0")),
+    Case("typical-p 2", "sample tiny --typical-p 2", ("--typical-p 2.0", "at most 1")),
+    Case("repetition penalty 0", "sample tiny --repetition-penalty 0", ("--repetition-penalty 0.0", "more than 0")),
+    Case("penalty without end", "sample tiny --presence-penalty inf", ("--presence-penalty inf", "finite")),
     Case("bias of nothing", "sample tiny --logit-bias 3", ("--logit-bias 3", "ID=NATS", "13=-100")),
     Case(
         "bias of a foreign token",
@@ -219,7 +219,7 @@ PROMPTS = [
     Case("schema in latin-1", "sample tiny --json-schema s", ("s is not UTF-8", "iconv"), write("s", b"\xe9")),
     Case("chat in letters that the model lacks", "chat tiny", ("roles cannot be written", "'U'", "Choose others")),
     Case("chat without a role", "chat tiny --user '' --end ''", ("needs a role for the user",)),
-    Case("chat of no tokens", "chat tiny --tokens -1", ("-1 new tokens", "0 or more")),
+    Case("chat of no tokens", "chat tiny --tokens 0", ("no room for an answer", "1 or more")),
     Case("unknown device of a sample", "sample tiny --device gpu", ("'gpu'", "use auto, cpu")),
     Case("no model at all", "sample", ("required: model", "bonsai sample --help")),
 ]
@@ -263,4 +263,76 @@ FORECASTS = [
     Case("profile of many operators", "profile tiny.toml --top many", ("--top", "use 1 or more")),
     Case("profile before the first step", "profile tiny.toml --at -1", ("--at",)),
     Case("profile, misspelt flag", "profile tiny.toml --stps 3", ("--stps", "Did you mean --steps?")),
+]
+
+_PLAN = '[structure]\n"*.c_fc.weight" = {kind = "lowrank", rank = %s}\n'
+
+COMPRESSIONS = [
+    Case("compress a missing run", "compress tinny", ("no run at runs/tinny", "Did you mean 'tiny'?")),
+    Case("compress into an existing run", "compress tiny --name tiny", ("runs/tiny exists already", "--name")),
+    Case("unknown structure", "compress tiny --structure kronekcer", ("'kronekcer'", "Did you mean 'kronecker'?")),
+    Case("narrow and another", "compress tiny --structure narrow,lowrank", ("'narrow' takes whole MLPs", "alone")),
+    Case("target of nothing", "compress tiny --target-params 0", ("'0' is no target", "0.5")),
+    Case("target above the model", "compress tiny --target-params 99999999", ("no smaller", "lower target")),
+    Case("target below the rest", "compress tiny --target-params 9", ("9 values are less than", "--layers")),
+    Case("target twice", "compress tiny --target-params 0.5 --max-loss 0.1", ("not allowed with",)),
+    Case("size that is none", "compress tiny --target-bytes 3MB", ("'3MB' is no size", "1.5M")),
+    Case(
+        "loss that is none",
+        "compress tiny --max-loss -1",
+        ("'-1' is no loss", "0.02"),
+    ),
+    Case("layers that are none", "compress tiny --layers '*.mpl.*'", ("'*.mpl.*' matches no weight", "'*.mlp.*'")),
+    Case("distil without healing", "compress tiny --distill", ("--distill is a way to heal", "--heal STEPS")),
+    Case(
+        "plan with a key too many",
+        "compress tiny --plan p.toml",
+        ("p.toml", "'strucure'", "Did you mean 'structure'?"),
+        write("p.toml", "[strucure]\n"),
+    ),
+    Case(
+        "plan of a rank too high",
+        "compress tiny --plan p.toml",
+        ("rank = 99", "at most"),
+        write("p.toml", _PLAN % 99),
+        mended="compress tiny --layers '*.mlp.*' --structure lowrank --calibrate 100 --name other",
+    ),
+    Case(
+        "plan of nothing", "compress tiny --plan p.toml", ("nothing of any weight", "[structure]"), write("p.toml", "")
+    ),
+    Case(
+        "plan and target",
+        "compress tiny --plan p.toml --target-params 0.5",
+        ("p.toml is a plan already", "one of both"),
+        write("p.toml", _PLAN % 2),
+    ),
+    Case(
+        "plan with an unknown init",
+        "compress tiny --plan p.toml",
+        ("init = 'randm'", "Did you mean 'random'?"),
+        write("p.toml", 'init = "randm"\n' + _PLAN % 2),
+    ),
+    Case(
+        "setting of the healing misspelt",
+        "compress tiny --heal 5 --optim.lrr 1",
+        ("--optim.lrr", "--optim.lr"),
+    ),
+    Case(
+        "teacher that is not there",
+        "train tiny.toml --name x --optim.distill.kind logits --optim.distill.teacher runs/nobody",
+        ("no run at runs/nobody",),
+        prepares=True,
+    ),
+    Case(
+        "teacher of another tokenizer",
+        "train tiny.toml --name x --optim.distill.kind logits --optim.distill.teacher runs/digits",
+        ("another tokenizer", "--optim.distill.teacher"),
+        other_run,
+    ),
+    Case(
+        "teacher of another depth to be followed",
+        "train tiny.toml --name x --model.n_layer 2 --optim.distill.kind logits --optim.distill.teacher runs/tiny "
+        "--optim.distill.hidden 0.1",
+        ("1 of width 16", "set it to 0"),
+    ),
 ]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from bonsaigpt.cli import main
-from bonsaigpt.data.shards import open_corpus
+from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.data.shards import open_corpus, verify_shards
 
 RECIPE = """
 [data]
@@ -173,7 +174,7 @@ def assert_unchanged(before: dict[str, bytes | None], root: Path, *, prepares: b
     if prepares:
         corpora = {name.split("/")[1] for name in after.keys() - before.keys() if name.startswith("corpora/")}
         for name in corpora:
-            open_corpus(root / "corpora" / name, verify=True)
+            verify_shards(open_corpus(root / "corpora" / name), FileHashes())
         after = {
             n: c for n, c in after.items() if n in before or n.split("/")[:2] not in [["corpora", c] for c in corpora]
         }

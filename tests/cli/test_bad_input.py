@@ -15,11 +15,11 @@ import pytest
 
 from bonsaigpt.cli import main
 from bonsaigpt.errors import DataError
-from tests.cli.bad_models import CHECKPOINTS, FORECASTS, PROMPTS, STUDIES
+from tests.cli.bad_models import CHECKPOINTS, COMPRESSIONS, FORECASTS, PROMPTS, STUDIES
 from tests.cli.bad_training import RUNS, SETTINGS, TEXTS
 from tests.cli.spoiling import STEP, Case, assert_one_line, assert_unchanged, flip, tree
 
-CASES = [*TEXTS, *SETTINGS, *RUNS, *CHECKPOINTS, *PROMPTS, *STUDIES, *FORECASTS]
+CASES = [*TEXTS, *SETTINGS, *RUNS, *CHECKPOINTS, *PROMPTS, *STUDIES, *FORECASTS, *COMPRESSIONS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

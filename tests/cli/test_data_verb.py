@@ -98,3 +98,65 @@ def test_stats_counts_and_draws(which: str, workshop: Path, capsys: pytest.Captu
     assert "<script" not in page
     assert (folder / "stats.png").read_bytes().startswith(b"\x89PNG")
     assert call(f"data verify {folder}", capsys)[0] == 0
+
+
+def test_verify_reads_the_tokenizer_and_the_indexes_and_goes_on(
+    workshop: Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpora = folders(workshop)
+    packed = ["--data.kind", "corpus", "--data.path", str(corpora["bytes"]), "--data.order", "packed"]
+    assert main(["train", "zero-one", *packed, *tiny_flags, "--train.steps", "1", "--name", "packed"]) == 0
+    assert call(f"data verify {corpora['bytes']}", capsys)[0] == 0
+    [pieces] = corpora["bytes"].glob("*.pieces.index")
+    whole = pieces.read_bytes()
+    raw = bytearray(whole)
+    raw[8] ^= 1
+    pieces.write_bytes(raw)
+    tokenizer = corpora["chars"] / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace(" ", "", 1))
+    code, _, error = call(f"data verify {corpora['chars']} {corpora['bytes']}", capsys)
+    assert code == 2
+    assert "tokenizer.json was changed" in error
+    assert f"{pieces.name} is not what was written" in error
+    again = ["train", "zero-one", *packed, *tiny_flags, "--train.steps", "1", "--name", "again"]
+    assert main(again) == 0
+    assert pieces.read_bytes() == whole
+
+
+@pytest.mark.parametrize("flag", ["--length", "--count"])
+def test_no_windows_and_empty_ones_are_refused(flag: str, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = call(f"data show run {flag} 0", capsys)
+    assert code == 2
+    assert "use 1 or more" in error
+
+
+def test_stats_of_a_corpus_that_cannot_be_written_go_elsewhere(
+    workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folders(workshop)["bytes"]
+    (folder / "stats.html").mkdir()  # stands for a read-only disk, which does not bind root
+    code, out, _ = call(f"data stats {folder}", capsys)
+    assert code == 0
+    assert f"{folder.name}.stats.html and {folder.name}.stats.png" in out
+    (workshop / "pages").mkdir()
+    assert call(f"data stats {folder} -o pages", capsys)[0] == 0
+    assert sorted(p.name for p in (workshop / "pages").iterdir()) == [
+        f"{folder.name}.stats.html",
+        f"{folder.name}.stats.png",
+    ]
+    code, _, error = call(f"data stats {folder} -o nowhere", capsys)
+    assert code == 2
+    assert "nowhere" in error
+
+
+def test_each_action_has_its_own_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    for action, own, others in (
+        ("verify", "--corpora", ["--length", "--output"]),
+        ("show", "--length", ["--output"]),
+        ("stats", "--output", ["--length", "--split"]),
+    ):
+        with pytest.raises(SystemExit):
+            main(["data", action, "--help"])
+        out = capsys.readouterr().out
+        assert own in out
+        assert not [flag for flag in others if flag in out]

@@ -169,3 +169,69 @@ def test_help_groups_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out.lower()
     order = ["rules of sampling", "search", "speculation", "patterns"]
     assert [text.index(f"\n{name}:") for name in order] == sorted(text.index(f"\n{name}:") for name in order)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--beams 2 --temperature 0",
+        "--beams 2 --temperature 1",
+        "--beams 2 --seed 1",
+        "--beams 2 --lookup 1",
+        "--beams 1 --samples 3",
+        "--beams 1 --samples 1",
+        "--best-of 1 --samples 1",
+        "--lookup 1 --draft chars",
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused_whatever_their_values(
+    words: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "chars", "--runs", str(runs), *words.split()]) == 2
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert "cannot go together" in errors
+
+
+def test_a_length_penalty_of_nothing_ranks_by_probability(sample: Said) -> None:
+    """A text that ends at once is likelier than any that goes on."""
+    assert sample("--beams", 3, "--length-penalty", 0, "--stop", "e") == sample(
+        "--beams", 3, "--length-penalty", 1e-9, "--stop", "e"
+    )
+    assert sample("--beams", 3, "--length-penalty", 0, "--stop", "e") != sample(
+        "--beams", 3, "--length-penalty", 5, "--stop", "e"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--top-p 2", "--top-p 2.0 is no probability"),
+        ("--temperature -1", "--temperature -1.0 cannot be"),
+        ("--logit-bias 5=1 --logit-bias 5=2", "the second one of token 5"),
+        ("--repetition-penalty 5e-324", "milder"),
+        ("--frequency-penalty 1e308 --presence-penalty 1e308 --temperature 0", ""),
+    ],
+)
+def test_settings_that_cannot_be_are_told_by_their_flags(
+    words: str, told: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "chars", "--runs", str(runs), "--tokens", "9", *words.split()]) == (2 if told else 0)
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert "Warning" not in errors
+
+
+@pytest.mark.parametrize("schema", ["true", "false"])
+def test_schemas_that_are_truth_values(schema: str, runs: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "schema.json").write_text(schema, encoding="utf-8")
+    words = ["sample", "bytes", "--runs", str(runs), "--json-schema", str(tmp_path / "schema.json"), "--tokens", "5"]
+    assert main(words) == (0 if schema == "true" else 2)
+    assert ("no value fits" in capsys.readouterr().err) == (schema == "false")
+
+
+def test_what_is_wrong_with_a_pattern_is_told_without_our_own_grammar(runs: Path, capsys: Any) -> None:
+    assert main(["sample", "chars", "--runs", str(runs), "--pattern", r"\bThe\b"]) == 2
+    errors = capsys.readouterr().err
+    assert "lookarounds not supported" in errors
+    assert "llguidance" not in errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -12,8 +13,6 @@ import pytest
 from bonsaigpt.cli import main
 from bonsaigpt.cli.tokenizer_show import visible
 from bonsaigpt.data.tokenizers import BpeTokenizer, open_tokenizer
-from bonsaigpt.data.tokenizers.reading import text_parts
-from bonsaigpt.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +147,7 @@ def test_report_compares(capsys: pytest.CaptureFixture[str]) -> None:
         ("train text.txt -o texts", ["texts is no file", "-o"]),
         ("train text.txt -o nowhere/t.json", ["nowhere/t.json", "-o"]),
         ("train text.txt -o text.txt", ["text.txt exists already", "--force"]),
-        ("train empty.txt", ["no text"]),
+        ("train empty.txt", ["empty.txt is empty"]),
         ("train binary.txt", ["binary.txt is a binary file"]),
         ("train latin.txt", ["latin.txt is not UTF-8 (byte 3)", "iconv"]),
         ("train text.txt --split gpt3", ["--split", "gpt4"]),
@@ -177,15 +176,42 @@ def test_refusals_are_one_line_and_leave_nothing(
     assert sorted(workshop.rglob("*")) == before
 
 
-def test_files_are_read_in_parts_that_lose_nothing(workshop: Path) -> None:
-    text = "žluťoučký\nkůň 世界🌱 " * 120_000  # 3.6 MB: some characters lie across the blocks
-    path = workshop / "long.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    parts = list(text_parts(path))
-    assert len(parts) > 2
-    assert "".join(parts) == text
-    raw = bytearray(text.encode())
-    raw[2_500_001] = 0xFF
-    path.write_bytes(raw)
-    with pytest.raises(DataError, match=r"long.txt is not UTF-8 \(byte 2,500,00[01]\)"):
-        list(text_parts(path))
+@pytest.mark.parametrize("by", [[], ["--by", "line"], ["--by", "paragraph"]])
+def test_texts_are_read_as_prepare_reads_them(
+    by: list[str], workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The documents of a mixed folder, whatever their form, and nothing of their markup."""
+    mixed = workshop / "mixed"
+    mixed.mkdir()
+    lines = "".join(json.dumps({"id": i, "body": f"the cat {i}\n\nsat"}) + "\n" for i in range(50))
+    (mixed / "a.jsonl").write_text(lines)
+    (mixed / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (mixed / "c.md").write_text("a mat\n\n" * 50)
+    pattern = "**/*.md" if by else "**/*.jsonl, **/*.jsonl.gz,**/*.md"
+    how = ["--pattern", pattern, "--field", "body", *by]
+    assert bonsai("tokenizer", "train", "mixed", *how, "--vocab", 270, "-o", "t.json") == 0
+    assert not [piece for piece in open_tokenizer("t.json").pieces() if b"{" in piece and len(piece) > 1]
+    capsys.readouterr()
+    assert bonsai("tokenizer", "report", "mixed", *how, "--tokenizer", "bytes", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    words = [f"--data.{how[0][2:]}", pattern, "--data.field", "body", *(w.replace("--", "--data.") for w in by)]
+    assert bonsai("prepare", "files", "--data.path", "mixed", *words, "--data.tokenizer.kind", "bytes") == 0
+    [described] = Path("corpora").glob("files-*/corpus.json")
+    told = json.loads(described.read_text())["counts"]
+    assert sum(found["files"].values()) == sum(counts["bytes"] for counts in told.values())
+
+
+def test_texts_that_cannot_be_read_are_told_with_these_verbs_flags(
+    workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workshop / "a.jsonl").write_text('{"body": "x"}\n')
+    error = refused(capsys, "train", "a.jsonl")
+    assert "no field 'text', only body: set --field" in error
+    (workshop / "b.txt").write_bytes("\ufeffab".encode() + b"\xff")
+    assert "b.txt is not UTF-8 (byte 5)" in refused(capsys, "train", "b.txt")
+    assert "b.txt is not UTF-8 (line 1, byte 5)" in refused(capsys, "train", "b.txt", "--by", "line")
+
+
+def test_files_that_a_pattern_leaves_out_are_named(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bonsai("tokenizer", "train", "texts", "--vocab", 270) == 0
+    assert "texts: 1 other file (.md 1) does not match '**/*.txt'; --pattern takes more" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from bonsaigpt.data.corpora import open_text
 from bonsaigpt.data.corpora.document import PART, in_parts
 from bonsaigpt.data.corpora.source import Cursor, Document
 from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.data.prepare import prepare
 from bonsaigpt.data.tokenizers import BpeTokenizer
 from bonsaigpt.errors import ConfigError, DataError
 
@@ -252,6 +253,12 @@ REFUSED = {
     "invalid UTF-8": ("a.txt", b"good\n" * 300_000 + b"caf\xe9\n", {}, r"a\.txt is not UTF-8 \(byte 1500003\).*iconv"),
     "invalid UTF-8 at the end": ("a.txt", "é".encode()[:1], {}, r"a\.txt is not UTF-8 \(byte 0\)"),
     "invalid UTF-8 behind a BOM": ("a.txt", b"\xef\xbb\xbfab\xff", {}, r"a\.txt is not UTF-8 \(byte 5\)"),
+    "invalid UTF-8 in a line behind a BOM": (
+        "a.txt",
+        b"\xef\xbb\xbfab\xff\n",
+        {"by": "line"},
+        r"not UTF-8 \(line 1, byte 5\)",
+    ),
     "invalid UTF-8 in a line": ("a.txt", b"a\nb\n\xff\n", {"by": "line"}, r"not UTF-8 \(line 3, byte 4\)"),
     "invalid UTF-8 in gzip": ("a.txt.gz", gzip.compress(b"abc\xff"), {}, r"a\.txt\.gz is not UTF-8 \(byte 3\)"),
     "binary": ("a.txt", b"\x7fELF\0\0", {}, "a.txt is a binary file"),
@@ -339,3 +346,22 @@ def test_documents_are_named_for_messages(tmp_path: Path) -> None:
         Document("a.jsonl, line 1", "x"),
         Document("a.jsonl, line 2", "y"),
     ]
+
+
+def test_files_that_are_left_out_are_told_when_they_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "mix"
+    for name in ("a.txt", "b.md", "c.md", "deep/d.jsonl.gz", "e.csv", "f.rst", "g.html", "h", ".git/i.md", "empty.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("" if name == "empty.md" else "some text " * 9)
+    said: list[str] = []
+    config = FilesData.model_validate({"path": folder, "tokenizer": {"kind": "bytes"}})
+    prepare(config, tmp_path / "c", say=said.append)
+    assert said[0] == (
+        f"{folder}: 7 other files (.md 2, without a suffix 1, .csv 1, .html 1, 2 more kinds) do not match '**/*.txt'; "
+        "--data.pattern takes more"
+    )
+    prepare(config, tmp_path / "c", say=said.append)
+    assert len([line for line in said if "other files" in line]) == 1  # nothing was read again
+    everything = config.model_copy(update={"pattern": "**/*.[trch]*, **/*.md, **/h, **/*.gz"})
+    assert open_text(everything, hashes=FileHashes()).note() == ""
+    assert open_text(FilesData(path=folder / "*.txt"), hashes=FileHashes()).note() == ""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bonsaigpt.data.shards import open_corpus
+from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.data.shards import open_corpus, verify_shards
 from bonsaigpt.errors import DataError
 
 if os.name != "posix":
@@ -147,4 +148,4 @@ def test_a_byte_changed_between_stop_and_return_is_noticed(which: str, whole: di
         assert process.exitcode == 1
         [folder] = [p for p in corpora.iterdir() if not p.name.startswith(".")]
         with pytest.raises(DataError, match=r"train-000000\.bin was changed"):
-            open_corpus(folder, verify=True)
+            verify_shards(open_corpus(folder), FileHashes())

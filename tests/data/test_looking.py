@@ -13,6 +13,7 @@ from bonsaigpt.data.looking import readable, split_stats, windows
 from bonsaigpt.data.prepare import prepare
 from bonsaigpt.data.shards import Corpus
 from bonsaigpt.errors import DataError
+from bonsaigpt.report.tokens import length_edges, length_ticks
 
 
 @pytest.fixture
@@ -70,3 +71,18 @@ def test_ids_outside_the_vocabulary_are_said(corpus: Corpus) -> None:
     ids.tofile(corpus.folder / shard.file)
     with pytest.raises(DataError, match=r"token 999.*data verify"):
         split_stats(corpus, "val", lambda *_: None)
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(95, 134), (1, 9), (1, 20_000), (120, 120), (5, 6), (300, 2_500)])
+def test_bars_of_lengths_cover_the_range_and_can_be_read(lowest: int, highest: int) -> None:
+    edges, is_wide = length_edges(lowest, highest)
+    assert edges[0] < lowest
+    assert edges[-1] > highest
+    assert (np.diff(edges) >= 1).all()
+    assert len(edges) > min(8, highest - lowest + 1)  # two lengths are told apart where there are few
+    assert is_wide == (highest >= 8 * lowest)
+    if is_wide:  # a quarter octave, but for rounding
+        assert (edges[1:] <= edges[:-1] * 2**0.25 + 1.5).all()
+    ticks = length_ticks(edges[0], edges[-1], is_wide)
+    assert min(3, highest - lowest + 1) <= len(ticks) <= 12
+    assert all(edges[0] <= tick <= edges[-1] for tick in ticks)

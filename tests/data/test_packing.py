@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonsaigpt.config import StagedRamp, validate
+from bonsaigpt.config import FilesData, StagedRamp, validate
+from bonsaigpt.data import indexes
 from bonsaigpt.data.batches import IGNORE
 from bonsaigpt.data.documents import document_starts
+from bonsaigpt.data.indexes import Indexes
 from bonsaigpt.data.packing import best_fit, packed_rows
 from bonsaigpt.data.plan import BatchPlan
-from bonsaigpt.data.prepare import open_source
+from bonsaigpt.data.prepare import open_source, prepare
 from bonsaigpt.data.stream import TokenStream
 from bonsaigpt.data.tokenizers import ByteTokenizer
 from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import ConfigError, DataError
+from bonsaigpt.files import file_aside, writing
+from bonsaigpt.progress import silent
 
 END = 256
 BLOCK = 10
-
-
-def silent(*_: object) -> None:
-    """Nobody follows."""
 
 
 def stream_of(lengths: list[int], *, closed: bool = False) -> TokenStream:
@@ -38,7 +40,7 @@ def stream_of(lengths: list[int], *, closed: bool = False) -> TokenStream:
 
 def packed(lengths: list[int], *, mask: bool = False, seed: int = 1, batch: int = 4, **plan: object) -> TokenBatches:
     train = stream_of(lengths)
-    index = document_starts(train, END, None, silent)
+    index = document_starts(train, END, Indexes(), silent)
     return TokenBatches(
         train=train,
         val=TokenStream.of(np.array([65, 66, END, 67, 68] * 10)),
@@ -48,27 +50,53 @@ def packed(lengths: list[int], *, mask: bool = False, seed: int = 1, batch: int 
         plan=BatchPlan(batch_size=batch, block_size=BLOCK, **plan),  # type: ignore[arg-type]
         fingerprint="packed",
         document_mask=mask,
-        packed=packed_rows(index, block_size=BLOCK, end_of_text=END, home=None, advance=silent),
+        packed=packed_rows(index, block_size=BLOCK, end_of_text=END, indexes=Indexes(), advance=silent),
     )
 
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_the_index_says_where_documents_start(closed: bool) -> None:
     stream = stream_of([3, 1, 5], closed=closed)
-    index = document_starts(stream, END, None, silent)
+    index = document_starts(stream, END, Indexes(), silent)
     assert index.read(0, 9).tolist() == [0, 4, 6, len(stream)]
 
 
 def test_the_index_is_kept_and_made_anew_where_it_does_not_fit(tmp_path: Path) -> None:
-    file = tmp_path / "train.documents.bin"
-    assert len(document_starts(stream_of([3, 1, 5]), END, file, silent)) == 4
-    before = file.stat().st_mtime_ns
-    assert len(document_starts(stream_of([3, 1, 5]), END, file, silent)) == 4
-    assert file.stat().st_mtime_ns == before
-    assert len(document_starts(stream_of([3, 1, 5, 2]), END, file, silent)) == 5
-    file.write_bytes(file.read_bytes()[:-3])
-    assert len(document_starts(stream_of([3, 1, 5, 2]), END, file, silent)) == 5
-    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+    one, other = Indexes((tmp_path,), "one"), Indexes((tmp_path,), "other")
+    file = tmp_path / "train.documents.index"
+
+    def made_anew(indexes: Indexes, lengths: list[int]) -> bool:
+        before = file.stat().st_ino if file.exists() else None
+        index = document_starts(stream_of(lengths), END, indexes, silent)
+        whole = document_starts(stream_of(lengths), END, Indexes(), silent)
+        assert np.array_equal(index.read(0, 99), whole.read(0, 99))
+        assert [p.name for p in tmp_path.iterdir()] == [file.name]
+        assert indexes.damaged() == []
+        return file.stat().st_ino != before
+
+    assert made_anew(one, [3, 1, 5])
+    assert not made_anew(one, [3, 1, 5])
+    assert made_anew(other, [3, 4, 2])  # the same number of documents and of tokens
+    raw = file.read_bytes()
+    for spoilt in (raw[:-3], raw[:-8], b"", raw[:9] + b"\x01" + raw[10:], raw[:-1] + bytes([raw[-1] ^ 1])):
+        file.write_bytes(spoilt)
+        assert other.damaged() == [file]
+        assert made_anew(other, [3, 4, 2])
+        assert file.read_bytes() == raw
+
+
+def test_where_an_index_cannot_be_written_it_goes_elsewhere_and_at_last_into_memory(tmp_path: Path) -> None:
+    blocked, free = tmp_path / "a file", tmp_path / "corpora" / ".indexes"
+    blocked.write_text("in the way")
+    said: list[str] = []
+    first = document_starts(stream_of([3, 1, 5]), END, Indexes((blocked, free), "k", said.append), silent)
+    assert [p.name for p in free.iterdir()] == ["train.documents.index"]
+    assert said == []
+    nowhere = Indexes((blocked, blocked / "deeper"), "k", said.append)
+    second = document_starts(stream_of([3, 1, 5]), END, nowhere, silent)
+    assert first.read(0, 9).tolist() == second.read(0, 9).tolist() == [0, 4, 6, 11]
+    assert len(said) == 1
+    assert "kept in memory" in said[0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -155,6 +183,9 @@ def test_the_mask_of_windows_starts_a_document_at_each_end_of_text() -> None:
         assert np.array_equal(half.documents_BT, batch.documents_BT[len(batch.documents_BT) // 2 :])
 
 
+NAMES = ["train.documents.index", "train.packed-32.pieces.index", "train.packed-32.rows.index"]
+
+
 def test_packed_from_a_corpus_keeps_its_files_and_its_settings_are_checked(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -163,12 +194,8 @@ def test_packed_from_a_corpus_keeps_its_files_and_its_settings_are_checked(tmp_p
     data = {"kind": "files", "path": str(texts), "order": "packed", "tokenizer": {"kind": "bytes"}}
     config = validate({"data": data, "model": {"block_size": 32}}, origin="t")
     one = open_source(config, tmp_path / "corpora")
-    made = sorted((tmp_path / "corpora").rglob("train.*.bin"))
-    assert [p.name for p in made] == [
-        "train.documents.bin",
-        "train.packed-32.pieces.bin",
-        "train.packed-32.rows.bin",
-    ]
+    made = sorted((tmp_path / "corpora").rglob("*.index"))
+    assert [p.name for p in made] == NAMES
     before = [p.stat().st_mtime_ns for p in made]
     two = open_source(config, tmp_path / "corpora")
     assert [p.stat().st_mtime_ns for p in made] == before
@@ -183,3 +210,29 @@ def test_packed_from_a_corpus_keeps_its_files_and_its_settings_are_checked(tmp_p
         open_source(chars, tmp_path / "corpora")
     with pytest.raises(ConfigError, match="document_mask cuts rows into documents"):
         validate({"data": data | {"order": "streams", "document_mask": True}}, origin="t")
+
+
+def test_a_corpus_on_a_read_only_disk_is_packed_as_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(40):
+        (texts / f"{number}.txt").write_text(f"text {number} " * (1 + number % 7), encoding="utf-8")
+    made = prepare(FilesData.model_validate({"path": texts, "tokenizer": {"kind": "bytes"}}), tmp_path / "disk")
+    before = sorted(p.name for p in made.folder.iterdir())
+
+    def read_only(path: Path) -> AbstractContextManager[Path]:
+        if path.parent == made.folder:
+            with writing(path):
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return file_aside(path)
+
+    monkeypatch.setattr(indexes, "file_aside", read_only)
+    data = {"kind": "corpus", "path": str(made.folder), "order": "packed"}
+    config = validate({"data": data, "model": {"block_size": 32}}, origin="t")
+    one = open_source(config, tmp_path / "corpora")
+    assert sorted(p.name for p in made.folder.iterdir()) == before
+    assert sorted(p.name for p in (tmp_path / "corpora").rglob("*.index")) == NAMES
+    monkeypatch.undo()
+    two = open_source(config, tmp_path / "others")
+    assert sorted(p.name for p in made.folder.glob("*.index")) == NAMES
+    assert np.array_equal(one.batch_at(5).tokens_BT, two.batch_at(5).tokens_BT)

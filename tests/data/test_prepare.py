@@ -26,8 +26,10 @@ from bonsaigpt.config import (
 from bonsaigpt.data import growing, pieces
 from bonsaigpt.data.corpora import documents, shakespeare
 from bonsaigpt.data.corpora.source import Cursor, Document, Source, as_it_is
+from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.data.pieces import content_hash
 from bonsaigpt.data.prepare import open_source, prepare, prepare_source
-from bonsaigpt.data.shards import Corpus, Counts, open_corpus
+from bonsaigpt.data.shards import Corpus, Counts, open_corpus, verify_shards
 from bonsaigpt.data.writing import ShardWriter
 from bonsaigpt.errors import DataError, OutputError
 from bonsaigpt.files import writing
@@ -92,15 +94,20 @@ def test_corpus_json_tells_the_truth(folder: Path, tmp_path: Path) -> None:
     corpus = prepare(FilesData(path=folder), tmp_path)
     told = json.loads((corpus.folder / "corpus.json").read_text())
     assert told["documents"] == 40
-    assert told["tokenizer"] == {"kind": "chars", "vocab_size": corpus.tokenizer.vocab_size}
+    assert told["tokenizer"] == {
+        "kind": "chars",
+        "vocab_size": corpus.tokenizer.vocab_size,
+        "sha256": hashlib.sha256((corpus.folder / "tokenizer.json").read_bytes()).hexdigest(),
+    }
     for shard in told["shards"]:
         assert (corpus.folder / shard["file"]).stat().st_size == shard["tokens"] * np.dtype(told["dtype"]).itemsize
-    opened = open_corpus(corpus.folder, verify=True)
+    opened = open_corpus(corpus.folder)
+    verify_shards(opened, FileHashes())
     assert opened.fingerprint == corpus.fingerprint
     assert "content hash" in opened.split
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "no json", "no shard"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no json", "no shard", "tokenizer"])
 def test_a_damaged_corpus_is_refused(folder: Path, tmp_path: Path, damage: str) -> None:
     corpus = prepare(FilesData(path=folder), tmp_path / "corpora")
     shard = corpus.folder / corpus.shards[0].file
@@ -109,12 +116,25 @@ def test_a_damaged_corpus_is_refused(folder: Path, tmp_path: Path, damage: str) 
         shard.write_bytes(raw[:-1])
     elif damage == "flip":
         shard.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+    elif damage == "tokenizer":  # two characters change places: nothing but the hash can tell
+        path = corpus.folder / "tokenizer.json"
+        told = json.loads(path.read_text())
+        one, two, *others = told["characters"]
+        path.write_text(json.dumps(told | {"characters": "".join([two, one, *others])}))
     elif damage == "no json":
         (corpus.folder / "corpus.json").unlink()
     else:
         shard.unlink()
     with pytest.raises(DataError, match="delete"):
-        open_corpus(corpus.folder, verify=True)
+        verify_shards(open_corpus(corpus.folder), FileHashes())
+
+
+def test_a_corpus_without_the_hash_of_its_tokenizer_still_opens(folder: Path, tmp_path: Path) -> None:
+    corpus = prepare(FilesData(path=folder), tmp_path / "corpora")
+    told = json.loads((corpus.folder / "corpus.json").read_text())
+    del told["tokenizer"]["sha256"]
+    (corpus.folder / "corpus.json").write_text(json.dumps(told))
+    assert open_corpus(corpus.folder).tokenizer.to_json() == corpus.tokenizer.to_json()
 
 
 def test_one_document_is_split_at_its_tail_as_nanogpt_does(shared_data: Path, tmp_path: Path) -> None:
@@ -343,6 +363,37 @@ def test_one_sided_hashes_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
+def test_tails_that_stand_in_for_hashes_say_why(tmp_path: Path) -> None:
+    said: list[str] = []
+    above = [d for d in MANY if content_hash(d) / 2**64 >= 0.1][:44]
+    corpus = prepare_source(settings(), source_of(above), tmp_path, say=said.append)
+    assert corpus.split == "none of 44 documents fell to validation, so the last 10% of each document validates"
+    assert corpus.split in said[0]
+    few = prepare_source(settings(), source_of(above[:19], identity="y"), tmp_path)
+    assert few.split == "the last 10% of each document validates"
+
+
+@pytest.mark.parametrize("tokenizer", ["chars", "bytes", "bpe"])
+def test_white_space_alone_is_no_text(tmp_path: Path, tokenizer: str) -> None:
+    blank = [Document("a", "\n\n\n"), Document("b", " \u3000")]
+    config = settings(tokenizer={"kind": tokenizer})
+    with pytest.raises(DataError, match="nothing but white space in made up"):
+        prepare_source(config, source_of(blank), tmp_path)
+    assert not list(tmp_path.iterdir())
+    said: list[str] = []
+    corpus = prepare_source(config, source_of([*MANY, *blank], identity="y"), tmp_path, say=said.append)
+    assert (corpus.documents, corpus.dropped) == (300, 2)
+    assert any("300 documents, 2 without text left out" in line for line in said)
+    parts = [Document("c", " " * 50, 0, 100), Document("c", "word " * 10, 50, 100)]  # a part may be blank
+    assert prepare_source(config, source_of([*MANY, *parts], identity="z"), tmp_path).documents == 301
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    said: list[str] = []
+    prepare_source(settings(), source_of([Document("a", "a text " * 9)]), tmp_path, say=said.append)
+    assert "1 document, 63 characters" in said[0]
+
+
 def test_a_second_call_reads_nothing_again(tmp_path: Path) -> None:
     first = prepare_source(settings(), source_of(MANY), tmp_path)
 
@@ -421,10 +472,12 @@ def test_a_corpus_of_format_1_opens(folder: Path, tmp_path: Path) -> None:
     (corpus.folder / "train-000000.bin").rename(corpus.folder / "train-000.bin")
     told = json.loads((corpus.folder / "corpus.json").read_text())
     old = {key: told[key] for key in ("source", "documents", "split", "tokenizer", "dtype", "shards", "notes")}
+    del old["tokenizer"]["sha256"]
     old |= {"format": 1, "text_sha256": told["identity"]}
     old["shards"][0]["file"] = "train-000.bin"
     (corpus.folder / "corpus.json").write_text(json.dumps(old))
-    opened = open_corpus(corpus.folder, verify=True)
+    opened = open_corpus(corpus.folder)
+    verify_shards(opened, FileHashes())
     assert opened.fingerprint == corpus.fingerprint
     assert opened.counts == {}
     (corpus.folder / "corpus.json").write_text(json.dumps(old | {"format": 3}))

@@ -310,7 +310,7 @@ def test_a_dump_cut_short_is_one_error_with_the_last_page(tmp_path: Path, suffix
 def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
     for raw, words in (
         (b"<html><body></body></html>", "is XML, but no dump of a MediaWiki"),
-        (b"plain text", "is no dump of a MediaWiki: syntax error in line 1"),
+        (b"plain text", r"is no dump of a MediaWiki \(syntax error in line 1.*give a .*pages-articles"),
         (dump(PAGES).replace(b"</title>", b"</tilte>"), "mismatched tag in line 16"),
     ):
         with pytest.raises(DataError, match=words):
@@ -362,3 +362,28 @@ print(count, size, peaks[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert size > 80_000_000
     assert peak < 300_000  # KiB: Python, pydantic and the parser are most of it
     assert peak - early < 30_000  # nothing gathers on the way
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("Praha ([[Prag]], {{lang|la|Praga}}) je", "Praha (Prag) je"),
+        ("Ada (born {{birth date|1815}}) was", "Ada (born) was"),
+        ("Ada (born 1950–{{x}}) is", "Ada (born 1950–) is"),
+        ("Ada (1950 – {{x}}) is", "Ada (1950) is"),
+        ("outer (inner (a, {{x}}), {{y}}) end", "outer (inner (a)) end"),
+        ("布拉格（Praha，{{x}}）是", "布拉格（Praha）是"),
+        ("whole (a, b; c) and 1) that", "whole (a, b; c) and 1) that"),
+    ],
+)
+def test_no_holes_stay_where_a_template_stood_in_brackets(markup: str, text: str) -> None:
+    assert plain(markup, frozenset()) == text
+
+
+def test_a_folder_without_a_dump_and_a_text_say_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(DataError, match=r"give .*pages-articles\.xml\.bz2 from https://dumps") as caught:
+            open_text(WikipediaData(path=path), hashes=FileHashes())
+        assert "pattern," not in str(caught.value)
+        assert "Fetch it again" not in str(caught.value)

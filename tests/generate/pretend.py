@@ -25,7 +25,7 @@ class Pretend:
 
     def __init__(self, *, rows: int, block_size: int = 24, vocab_size: int = 17, noise: float = 0.0) -> None:
         self.rows, self.block_size = rows, block_size
-        self.vocab_size, self.noise = vocab_size, noise
+        self.vocab_size, self.vocabulary, self.noise = vocab_size, vocab_size, noise
         self.held: list[list[int]] = [[] for _ in range(rows)]
         self.read = 0
         """Tokens read in all."""
@@ -55,6 +55,9 @@ class Pretend:
     def truncate(self, row: int, length: int) -> None:
         assert length <= len(self.held[row])
         del self.held[row][length:]
+
+    def reach(self, row: int, length: int) -> int:
+        return length
 
     def copy_row(self, source: int, target: int) -> None:
         self.held[target] = list(self.held[source])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bonsaigpt.data.tokenizers import ByteTokenizer, CharTokenizer
+from bonsaigpt.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer
 from bonsaigpt.errors import GenerateError, TokenizerError
 from bonsaigpt.generate import Request, Session
 from bonsaigpt.generate.dialogue import Dialogue, Template
@@ -83,3 +83,38 @@ def test_unknown_characters_leave_the_dialogue_as_it_was() -> None:
         dialogue(template=Template(user="User: "))
     with pytest.raises(GenerateError, match="needs a role"):
         dialogue(template=Template(user="", end=""))
+
+
+def test_a_turn_that_does_not_fit_leaves_the_dialogue_as_it_was() -> None:
+    decoder = Pretend(rows=1, block_size=24, vocab_size=LETTERS.vocab_size)
+    request = Request(prompt=[], max_tokens=6, overflow="error")
+    talk = Dialogue(Session(decoder, LETTERS, reuse=True), LETTERS, request, TEMPLATE)
+    first = "".join(event.piece for event in talk.say("bad"))
+    with pytest.raises(GenerateError, match="do not fit"):
+        talk.say("abcdefgh" * 3)
+    assert "".join(event.piece for event in talk.retry()) != first, "the last turn is the one that was answered"
+
+
+def test_the_history_is_in_the_tokens_that_the_model_chose() -> None:
+    """Its answer encoded again may be other tokens, which the cache does not hold."""
+    tokenizer = BpeTokenizer.train(["abab abab baba cab " * 30], vocab_size=270)
+    decoder = Pretend(rows=1, block_size=256, vocab_size=tokenizer.vocab_size)
+    bias = {token: 9.0 for token in range(256) if tokenizer.decode_bytes([token]) in (b"a", b"b")}  # letter by letter
+    request = Request(prompt=[], max_tokens=8, sampling=Sampling(logit_bias=bias))
+    talk = Dialogue(Session(decoder, tokenizer, reuse=True), tokenizer, request, TEMPLATE)
+    chosen = [event.token for event in talk.say("bad")]
+    assert chosen != tokenizer.encode(tokenizer.decode([t for t in chosen if t is not None])).tolist()
+    before = decoder.read
+    list(talk.say("cab"))
+    assert decoder.read - before <= 8 + len(tokenizer.encode("\nU: cab\na: ").tolist())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_tokens_that_end_within_a_character_are_encoded_again(cut: int) -> None:
+    tokenizer = ByteTokenizer()
+    decoder = Pretend(rows=1, block_size=64, vocab_size=tokenizer.vocab_size)
+    talk = Dialogue(Session(decoder, tokenizer), tokenizer, Request(prompt=[], max_tokens=2), Template())
+    text = "a日\n"
+    chosen = tokenizer.encode(text).tolist()[: 4 - cut]
+    assert tokenizer.decode(talk._tokens(text, chosen)) == text
+    assert talk._tokens(text, [*chosen, 7]) == tokenizer.encode(text).tolist()

@@ -26,6 +26,19 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert stream.text == "xabx"
 
 
+@pytest.mark.parametrize("stops", [["abcd", "bc"], ["bc", "abcd"], ["abc", "c", "bc"]])
+def test_borders_of_tokens_do_not_matter(stops: list[str]) -> None:
+    """The stop string that is complete first ends the text, the longest of those that end together."""
+    found = set()
+    for borders in ([4], [3, 4], [1, 2, 3, 4], [2, 4], [1, 4]):
+        stream = TextStream(ByteTokenizer(), stops)
+        stream._bytes = dict(enumerate(b"abcd"[a:b] for a, b in zip([0, *borders], borders, strict=False)))
+        pieces = [stream.push(token) for token in range(len(borders))] + [stream.finish()]
+        assert "".join(pieces) == stream.text
+        found.add((stream.text, stream.stopped))
+    assert found == {("", "abc") if "abc" in stops else ("a", "bc")}
+
+
 def test_the_first_stop_string_counts() -> None:
     tokenizer = BpeTokenizer.train(["one END STOP two " * 20], vocab_size=300)
     ids = tokenizer.encode("one END STOP two").tolist()

@@ -10,7 +10,7 @@ import torch
 from bonsaigpt.config import ModelConfig, RopePosition, validate
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.kv import full_bits_per_token, state_bits
-from bonsaigpt.torch_engine.attention import Where
+from bonsaigpt.torch_engine.attention import Where, attend, shares
 from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.loss import Learner
@@ -219,3 +219,19 @@ def test_compiled_steps_are_the_same(name: str) -> None:
 def test_impossible_settings_are_refused_with_a_remedy(model: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         validate({"model": model}, origin="test")
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_shares_are_those_that_attention_mixes_by(sinks: bool) -> None:
+    """Under a window and a scale; what the tokens do not get goes to the sink."""
+    draws = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, heads, 7, 4, dtype=torch.float64, generator=draws) for heads in (4, 2, 2))
+    band = torch.ones(7, 7, dtype=torch.bool).tril().triu(-2)[None, None]
+    settings = {"sinks_H": torch.randn(4, dtype=torch.float64, generator=draws) if sinks else None, "scale": 0.3}
+    taken = shares(q, k, band, **settings)
+    mixed = attend(q, k, v, band, dropout=0.0, **settings)
+    torch.testing.assert_close(taken @ v.repeat_interleave(2, dim=1), mixed, rtol=1e-12, atol=1e-12)
+    assert (taken.masked_select(~band) == 0).all()
+    assert torch.allclose(taken.sum(-1), torch.ones(()).double()) != sinks
+    assert not torch.allclose(taken, shares(q, k, band, **settings | {"scale": None}))
+    assert not torch.allclose(taken, shares(q, k, None, **settings))

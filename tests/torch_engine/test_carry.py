@@ -219,13 +219,19 @@ def test_an_evaluation_with_memory_is_the_loss_of_the_streams_read_at_once() -> 
         ({"model": {"position": ROPE, "attention": {"kind": "linear"}}}, "use no memory"),
         ({"model": {"position": ROPE, "attention": {"kind": "latent"}}, "kind": "hidden"}, "use kv"),
         ({"compile": "on"}, "is not compiled"),
+        (
+            {"distill": {"kind": "logits", "teacher": "runs/x"}},
+            "a teacher that reads each row without",
+        ),
     ],
 )
 def test_what_cannot_have_a_memory_is_refused(changes: dict[str, Any], words: str) -> None:
     train = {"memory": {"kind": changes.get("kind", "kv")}, "compile": changes.get("compile", "auto")}
     data = changes.get("data", {"kind": "files", "path": "x", "order": "streams"})
+    model = changes.get("model", {"position": ROPE})
+    optim = {"distill": changes["distill"]} if "distill" in changes else {}
     with pytest.raises(ConfigError, match=words):
-        validate({"model": changes.get("model", {"position": ROPE}), "data": data, "train": train}, origin="test")
+        validate({"model": model, "data": data, "optim": optim, "train": train}, origin="test")
 
 
 def test_a_run_with_a_memory_resumes_to_the_bit_and_is_scored_with_any(

@@ -210,6 +210,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(kind: str) -> None:
         (lambda: decoder.prefill(1, np.zeros(0, dtype=np.int64)), "no tokens"),
         (lambda: decoder.truncate(1, 5), "cannot be cut to 5"),
         (lambda: decoder.truncate(1, -1), "cannot be cut"),
+        (lambda: decoder.truncate(-1, 0), "no such row"),
+        (lambda: decoder.step(np.array([1, 1]), np.array([2, 3])), "cannot be"),
     ]:
         with pytest.raises(GenerateError, match=words):
             refused()
@@ -234,6 +236,26 @@ def test_a_text_longer_than_a_chunk_and_a_batch_larger_than_a_call() -> None:
     logits = wide.step(np.arange(150), np.arange(150) % 17)
     assert np.array_equal(logits[:17], logits[17:34])
     assert np.abs(logits[140] - logits_of(model, np.array([140 % 17]))[0]).max() <= tolerance(model)
+
+
+def test_a_refused_batch_larger_than_a_call_changes_nothing() -> None:
+    wide = make("native", model_of("gpt2"), rows=150)
+    tokens = np.arange(150) % 17
+    tokens[140] = 17
+    with pytest.raises(GenerateError, match="outside the vocabulary"):
+        wide.step(np.arange(150), tokens)
+    assert {wide.length(row) for row in range(150)} == {0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["gpt2", "swiglu", "relu2", "tanh gelu", "soft cap, padded vocabulary"])
+@pytest.mark.parametrize("part", ["wte", "c_attn", "c_fc", "ln_f"])
+def test_what_is_no_number_stays_none(name: str, kind: str, part: str) -> None:
+    """A model that diverged must be seen to: no clamp may make a number of it."""
+    model = model_of(name)
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if part in n)[..., 3] = torch.nan
+    assert np.isnan(make(kind, model).verify(0, np.array([3, 1, 4]))).all()
 
 
 def test_int8_is_within_half_a_scale_and_decoders_agree_on_it() -> None:

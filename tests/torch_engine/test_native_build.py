@@ -49,7 +49,7 @@ def built(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         patch.delenv("XDG_CACHE_HOME")
         if "XDG_CACHE_HOME" in ORIGINAL:
             patch.setenv("XDG_CACHE_HOME", ORIGINAL["XDG_CACHE_HOME"])
-        return building._path(building._compiler())
+        return building._kept(building._name(building._compiler()))[0]
 
 
 ORIGINAL = dict(os.environ)
@@ -68,9 +68,14 @@ def test_it_is_built_once_and_then_loaded(fresh: Path, built: Path, monkeypatch:
     monkeypatch.setenv("CXX", command)
     before = building.build_count()
     assert not building.is_built()
+    told: list[str] = []
+    make_decoder(model_of("gpt2"), rows=1, placement=CPU, tokens=10, say=told.append)
+    assert not told, "ten tokens do not pay for a build"
     first = building.load_library()
     assert building.is_built()
     assert building.load_library() is first
+    make_decoder(model_of("gpt2"), rows=1, placement=CPU, say=told.append)
+    assert not told, "it is built"
     monkeypatch.setattr(building, "_loaded", {})  # as another process
     building.load_library()
     assert building.build_count() == before + 1
@@ -100,17 +105,17 @@ def test_another_compiler_flag_or_source_is_another_library(
     fresh: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = building._compiler()
-    here = building._path(command)
-    assert building._path(command) == here
+    here = building._name(command)
+    assert building._name(command) == here
     with monkeypatch.context() as patch:
         patch.setattr(building, "_FLAGS", (*building._FLAGS, "-g"))
-        assert building._path(command) != here
+        assert building._name(command) != here
     with monkeypatch.context() as patch:
         patch.setattr(building, "_processor", lambda: "another")
-        assert building._path(command) != here
+        assert building._name(command) != here
     with monkeypatch.context() as patch:
         patch.setattr(building, "_SOURCES", ("decode.cpp",))
-        assert building._path(command) != here
+        assert building._name(command) != here
 
 
 def test_processes_that_build_at_once_do_not_disturb_each_other(
@@ -137,6 +142,7 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(
     [
         ("false", "false does not run"),
         ("no-such-compiler", "no compiler 'no-such-compiler'"),
+        ("g++ '", "no command"),
         ("broken", "failed (it is broken)"),
         ("liar", "cannot be used"),
         (None, "no C++ compiler"),
@@ -162,6 +168,8 @@ def test_without_a_compiler_that_works_it_goes_on_eagerly_and_says_why(
     decoder = make_decoder(model_of("gpt2"), rows=1, placement=CPU)
     assert isinstance(decoder, EagerDecoder)
     assert words in decoder.why
+    if "compiler" in words or "command" in words:  # that is the reason, however few tokens there are
+        assert words in make_decoder(model_of("gpt2"), rows=1, placement=CPU, tokens=20).why
     assert decoder.prefill(0, np.array([1, 2])).shape == (17,)
     assert capfd.readouterr() == ("", "")
 
@@ -175,6 +183,36 @@ def test_a_cache_that_cannot_be_written_costs_a_build_a_process(
     assert isinstance(make_decoder(model_of("gpt2"), rows=1, placement=CPU), NativeDecoder)
     assert isinstance(make_decoder(model_of("gpt2"), rows=1, placement=CPU), NativeDecoder)
     assert log.read_text() == "called\n"
+
+
+def test_a_cache_that_may_not_be_entered_costs_a_build_a_process(
+    fresh: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*words: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    command, log = compiler(fresh, built)
+    monkeypatch.setenv("CXX", command)
+    for name in ("glob", "mkdir"):  # whoever runs the tests as root may enter everything
+        monkeypatch.setattr(Path, name, forbidden)
+    for _ in range(2):
+        assert isinstance(make_decoder(model_of("gpt2"), rows=1, placement=CPU), NativeDecoder)
+    assert log.read_text() == "called\n"
+
+
+def test_a_damaged_library_is_built_again(fresh: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a file that was cut short ends the process by a signal."""
+    command, log = compiler(fresh, built)
+    monkeypatch.setenv("CXX", command)
+    make_decoder(model_of("gpt2"), rows=1, placement=CPU)
+    [kept] = (fresh / "cache" / "bonsai").iterdir()
+    whole = kept.read_bytes()
+    kept.unlink()  # this process has the file in use
+    kept.write_bytes(whole[:20000])
+    monkeypatch.setattr(building, "_loaded", {})
+    assert isinstance(make_decoder(model_of("gpt2"), rows=1, placement=CPU), NativeDecoder)
+    assert log.read_text() == "called\ncalled\n"
+    assert [file.read_bytes() == whole for file in (fresh / "cache" / "bonsai").iterdir()] == [True]
 
 
 def test_few_tokens_do_not_pay_for_a_build(fresh: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bonsaigpt.config import ModelConfig, validate
 
-__all__ = ["EAGER_ONLY", "VARIANTS", "variant"]
+__all__ = ["EAGER_ONLY", "NO_POLICY", "VARIANTS", "variant"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {"bias": True},
@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "position": {"kind": "rope", "scaling": {"kind": "yarn", "factor": 2.0, "original": 12}},
     },
     "rope, linear": {"position": {"kind": "rope", "scaling": {"kind": "linear", "factor": 2.0}}},
+    "rope, yarn": {"position": {"kind": "rope", "scaling": {"kind": "yarn", "factor": 2.0, "original": 12}}},
     "rope, ntk": {"position": {"kind": "rope", "scaling": {"kind": "ntk", "factor": 2.0}}},
     "shared keys and values": {"attention": {"share_kv": 2, "n_kv_head": 2, "qk_norm": True}},
     "shared, in windows": {
@@ -68,6 +69,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 EAGER_ONLY = {name for name in VARIANTS if name.startswith(("shared", "latent", "linear"))}
 """What decode.cpp does not compute."""
+
+NO_POLICY = EAGER_ONLY | {"sliding windows", "sinks", "sinks in windows"}
+"""Attention that no cache policy knows."""
 
 
 def variant(name: str, **changes: Any) -> ModelConfig:

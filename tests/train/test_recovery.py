@@ -44,11 +44,11 @@ def plant(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> list[in
     gather = Replicated.gradients
     pending: list[float] = []
 
-    def step(self, state, batch, *, config, share, step):
+    def step(self, state, batch, *, config, share, step, look):
         taken.append(step)
         if step in factors:
             pending.append(factors.pop(step))
-        return original(self, state, batch, config=config, share=share, step=step)
+        return original(self, state, batch, config=config, share=share, step=step, look=look)
 
     def gathered(self):
         gradients = gather(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,14 @@ from bonsaigpt.errors import CheckpointError, OutputError, did_you_mean
 from bonsaigpt.files import folder_aside, replace_folder, restore_folders, write_text, writing
 from bonsaigpt.spec import parameters
 
-__all__ = ["RunDirectory", "check_shapes", "check_weights"]
+__all__ = ["RunDirectory", "check_shapes", "check_weights", "split_address"]
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """``RUN@500`` as folder and checkpoint (``""``: best, else last); folders above may have an @ in their names."""
+    parent, name = os.path.split(address)
+    name, _, which = name.partition("@")
+    return os.path.join(parent, name), which
 
 
 class RunDirectory:

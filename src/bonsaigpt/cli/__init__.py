@@ -20,6 +20,7 @@ VERBS = {
     "chat": "talk with a model in the terminal",
     "eval": "score a model on its whole validation split, or on any text",
     "stretch": "train a run on at a longer context",
+    "compress": "make a trained run smaller: structured weights, block by block, then healing",
     "sweep": "train a recipe over a grid of settings and several seeds",
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",
     "bench": "how fast a model decodes here, against the machine's limit",
@@ -94,8 +95,8 @@ def exit_code(work: Callable[[], int]) -> int:
         if not any(sign in words for sign in ("memoryerror", "out of memory", "outofmemory", "can't allocate memory")):
             raise
         print(
-            "bonsai: out of memory: lower --train.micro_batch or --train.batch_size, try --train.recompute true, use a "
-            "smaller model or block, or close other programs.",
+            "bonsai: out of memory: lower what is done at once (in training --train.micro_batch or --train.batch_size; "
+            "or try --train.recompute true), use a smaller model or block, or close other programs.",
             file=sys.stderr,
         )
         return 2

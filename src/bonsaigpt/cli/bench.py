@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 from rich.console import Console
 
-from bonsaigpt.cli.common import Parser, add_placement, open_model, print_table, progress_bar, runs_folder
+from bonsaigpt.cli.common import (
+    Parser,
+    add_placement,
+    counts,
+    open_model,
+    print_table,
+    progress_bar,
+    runs_folder,
+    whisper,
+)
 from bonsaigpt.config import PRESETS, ModelConfig, validate
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, GenerateError
@@ -18,7 +28,7 @@ from bonsaigpt.spec import initial_value, parameter_count, parameters
 __all__ = ["run"]
 
 _EXAMPLE = """  bonsai bench decode runs/shakespeare-char
-  bonsai bench decode --preset baby --batch 1 16 --weights int8
+  bonsai bench decode --preset baby --batch 1,16 --weights int8
   bonsai bench decode --preset gpt2 --prompt 200 --tokens 64 --json"""
 
 _VOCABULARY = {"gpt2": 50257}
@@ -41,11 +51,13 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), help="a size by name, with fresh weights, instead of a run"
     )
-    parser.add_argument("--batch", type=_positive, nargs="+", default=[1, 4, 16], help="rows (default: 1 4 16)")
+    parser.add_argument("--batch", type=counts, default=[1, 4, 16], help="rows (default: 1,4,16)")
     parser.add_argument("--prompt", type=_positive, metavar="N", help="tokens before (default: half of the block)")
     parser.add_argument("--tokens", type=_positive, metavar="N", help="new ones a row (default: up to 128 that fit)")
-    parser.add_argument("--weights", choices=["fp32", "int8"], default="fp32", help="how the matrices are kept")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each number of rows, about (default: 3)")
+    parser.add_argument(
+        "--weights", choices=["fp32", "int8"], default="fp32", help="how matrices are kept (default: fp32)"
+    )
+    parser.add_argument("--seconds", type=_seconds, default=3, help="for each number of rows, about (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_placement(parser)
     runs_folder(parser)
@@ -56,7 +68,7 @@ def run(argv: list[str]) -> int:
         label, config, engine, model = _subject(arguments)
         prompt, new = _lengths(config.block_size, arguments)
         read_rate = engine.read_rate(seconds=min(1.0, arguments.seconds))
-        decoder = engine.decoder(model, rows=max(arguments.batch), weights=arguments.weights)
+        decoder = engine.decoder(model, rows=max(arguments.batch), weights=arguments.weights, say=whisper(errors))
         found = measure_decoding(
             decoder,
             vocab_size=config.vocabulary,
@@ -80,6 +92,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no count: use 1 or more")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)  # argparse tells of what is no number
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time: use more than 0 seconds")
+    return seconds
 
 
 def _subject(arguments: argparse.Namespace) -> tuple[str, ModelConfig, Engine, Any]:

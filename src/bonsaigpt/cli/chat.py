@@ -11,9 +11,9 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from bonsaigpt.cli.common import Parser, add_placement, open_model, runs_folder
+from bonsaigpt.cli.common import Parser, add_placement, open_model, runs_folder, whisper
 from bonsaigpt.cli.sampling_flags import add_context, add_rules, sampling_of
-from bonsaigpt.errors import BonsaiError
+from bonsaigpt.errors import BonsaiError, GenerateError
 from bonsaigpt.generate import Event, Request, Session
 from bonsaigpt.generate.context import check_lengths
 from bonsaigpt.generate.dialogue import Dialogue, Template
@@ -31,6 +31,8 @@ def run(argv: list[str]) -> int:
     """The verb."""
     arguments = _parser().parse(argv)
     sampling = sampling_of(arguments)
+    if arguments.tokens < 1:
+        raise GenerateError(f"--tokens {arguments.tokens} leaves no room for an answer: use 1 or more")
     opened = open_model(arguments.model, runs=arguments.runs)
     tokenizer = opened.tokenizer
     template = Template(system=arguments.system, user=arguments.user, assistant=arguments.assistant, end=arguments.end)
@@ -43,7 +45,8 @@ def run(argv: list[str]) -> int:
         slide=arguments.slide,
     )
     engine, model = opened.on(arguments)
-    decoder = engine.decoder(model, rows=1, weights=arguments.weights)
+    say = whisper(Console(stderr=True))
+    decoder = engine.decoder(model, rows=1, weights=arguments.weights, say=say, kv=arguments.kv)
     check_lengths(1, arguments.tokens, decoder.block_size, "slide", arguments.slide)
     dialogue = Dialogue(Session(decoder, tokenizer, reuse=True), tokenizer, request, template)
     Console(stderr=True).print(f"[dim]{escape(opened.label)}; {_COMMANDS}; Ctrl-C stops an answer[/]", highlight=False)
@@ -67,8 +70,9 @@ def run(argv: list[str]) -> int:
         try:
             answer = dialogue.retry() if said.strip() == "/retry" else dialogue.say(said)
             _show(answer, arguments.assistant)
-        except BonsaiError as error:  # a character that the model does not know: the dialogue goes on
-            print(f"bonsai: {error}", file=sys.stderr)
+        except BonsaiError as error:  # a character that the model does not know, a full block: the dialogue goes on
+            full = " (or begin anew with /reset)" if arguments.overflow == "error" else ""
+            print(f"bonsai: {error}{full}", file=sys.stderr)
 
 
 def _parser() -> Parser:

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from bonsaigpt import recipes
-from bonsaigpt.checkpoint import Arrays, RunDirectory
-from bonsaigpt.config import ModelConfig, RunConfig, setting_names
+from bonsaigpt.checkpoint import Arrays, RunDirectory, split_address
+from bonsaigpt.config import ModelConfig, RunConfig, setting_docs, setting_names
 from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
@@ -43,6 +43,7 @@ __all__ = [
     "run_folder",
     "runs_folder",
     "settings",
+    "whisper",
 ]
 
 
@@ -77,10 +78,15 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
-def add_settings(parser: Parser, *sections: str) -> CliSettingsSource[Any]:
-    """Add a typed flag for every setting, e.g. ``--model.mlp.kind``; hand the result to ``settings``."""
+def add_settings(parser: Parser, *sections: str, **narrower: Any) -> CliSettingsSource[Any]:
+    """Add a typed flag for every setting, e.g. ``--model.mlp.kind``; hand the result to ``settings``.
+
+    Args:
+        sections: which of them; none means all.
+        narrower: for a section the type of what this verb takes of it.
+    """
     chosen: Any = {
-        name: (field.annotation, field)
+        name: (narrower.get(name, field.annotation), field)
         for name, field in RunConfig.model_fields.items()
         if not sections or name in sections
     }
@@ -89,13 +95,13 @@ def add_settings(parser: Parser, *sections: str) -> CliSettingsSource[Any]:
     parser.usage = f"{parser.prog} {positional} [options] [--SECTION.SETTING VALUE ...]"
     # "unset", because `none` is a kind of position.
     source = CliSettingsSource(flags, root_parser=parser, cli_parse_none_str="unset", cli_hide_none_type=True)
-    _state_true_defaults(parser)
+    _tell_the_truth(parser, setting_docs(flags))
     return source
 
 
-def _state_true_defaults(parser: Parser) -> None:
-    """pydantic-settings states the defaults of a union's last member; a flag has ours, or none if its variant is not
-    the default one."""
+def _tell_the_truth(parser: Parser, docs: dict[str, dict[str, list[str]]]) -> None:
+    """pydantic-settings tells what a setting means, and is by default, in one member of a union. A flag tells all
+    meanings, each with its kinds, and our default, or none if its variant is not the default one."""
     for group in parser._action_groups:
         if group.description is not None and "undefined" in group.description:
             group.description = None
@@ -104,7 +110,12 @@ def _state_true_defaults(parser: Parser) -> None:
         name = action.dest
         if name not in setting_names() or not isinstance(action.help, str):
             continue
-        words = re.sub(r"\s*\((default: |ifdef: |required).*\)$", "", action.help)
+        meanings = docs.get(name, {})
+        if len(meanings) > 1:
+            words = " ".join(f"{', '.join(dict.fromkeys(kinds))}: {doc}" for doc, kinds in meanings.items())
+        else:
+            words = re.sub(r"\s*\((default: |ifdef: |required).*\)$", "", action.help)
+        words = escape(words.replace("%", "%%") if len(meanings) > 1 else words)
         value = defaults.get(name)
         action.help = f"{words} (default: {value})" if value not in (None, "") else words
 
@@ -237,9 +248,8 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
     Raises:
         CheckpointError: nothing there, damaged, or of a kind that cannot be read.
     """
-    parent, name = os.path.split(address)
-    name, _, which = name.partition("@")  # of the last part alone: folders above may have one in their names
-    path = run_folder(os.path.join(parent, name), runs)
+    place, which = split_address(address)
+    path = run_folder(place, runs)
     if is_gpt2_folder(path):
         config, weights = read_gpt2(path)
         tokenizer = open_tokenizer(path)
@@ -300,3 +310,8 @@ def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
             progress.update(tasks[what], completed=done, total=total or None, note=note)
 
         yield advance
+
+
+def whisper(console: Console) -> Callable[[str], None]:
+    """What prints a line in passing: what is under way, and why."""
+    return lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)

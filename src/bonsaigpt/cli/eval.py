@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from bonsaigpt.cli.common import Opened, Parser, add_placement, count_from, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.sampling_flags import add_kv
 from bonsaigpt.config import HiddenMemory, KeyValueMemory, MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora.document import read_document
@@ -15,18 +19,22 @@ from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.data.stream import TokenStream
 from bonsaigpt.data.windows import TokenBatches
-from bonsaigpt.errors import ConfigError, DataError
+from bonsaigpt.engines import Engine
+from bonsaigpt.errors import ConfigError, DataError, GenerateError
+from bonsaigpt.kv import write_policy
 from bonsaigpt.measure import evaluate
+from bonsaigpt.measure.kv import contiguous, score_policy
 from bonsaigpt.train.callbacks.console import score_line
 from bonsaigpt.train.resume import check_data
 from bonsaigpt.units import named
 
-__all__ = ["run"]
+__all__ = ["run", "source_of"]
 
 _EXAMPLE = """  bonsai eval runs/shakespeare-char
   bonsai eval runs/shakespeare-char@last --text sonnets.txt --json
   bonsai eval runs/shakespeare-char --weights int8
-  bonsai eval runs/streams --memory 256"""
+  bonsai eval runs/streams --memory 256
+  bonsai eval runs/shakespeare-char --kv 'window(64), int4(group=32)'"""
 
 
 def run(argv: list[str]) -> int:
@@ -51,13 +59,20 @@ def run(argv: list[str]) -> int:
         help="tokens that are remembered from window to window; 0: none (default: as the run was trained)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
+    add_kv(parser)
     add_placement(parser)
     runs_folder(parser)
     arguments = parser.parse(argv)
+    if arguments.kv is not None and arguments.weights != "fp32":
+        raise GenerateError("--kv and --weights int8 cannot go together: measure one at a time")
+    if arguments.kv is not None and arguments.memory:
+        raise GenerateError("--kv and --memory cannot go together: a cache policy already says what is remembered")
     opened = open_model(arguments.model, runs=arguments.runs)
-    source = _text_source(opened, arguments.text) if arguments.text else _run_source(opened, arguments.corpora)
+    source = source_of(opened, arguments.text, arguments.corpora)
     memory = opened.config, _memory(opened, arguments.memory)
     engine, model = opened.on(arguments)
+    if arguments.kv is not None:
+        return _through_cache(arguments, opened, engine, model, source)
     with progress_bar(Console(stderr=True)) as advance:
         result = evaluate(engine, model, source, advance=advance, memory=memory)
         about: dict[str, object] = {"model": opened.label}
@@ -84,6 +99,29 @@ def _memory(opened: Opened, tokens: int | None) -> MemoryConfig:
     if (flaw := memory_flaw(memory, opened.config)) is not None:
         raise ConfigError(f"{opened.label} cannot be scored with --memory {tokens}: {flaw}.")
     return memory
+
+
+def _through_cache(
+    arguments: argparse.Namespace, opened: Opened, engine: Engine, model: Any, source: BatchSource
+) -> int:
+    """The loss through a cache policy."""
+    with progress_bar(Console(stderr=True)) as advance:
+        score = score_policy(engine, model, opened.config, arguments.kv, contiguous(source), advance=advance)
+    policy = write_policy(arguments.kv)
+    if arguments.json:
+        print(json.dumps({"model": opened.label, "kv": policy, **asdict(score)}))
+        return 0
+    print(
+        f"{opened.label}  loss {score.loss:.4f}  through {policy}: {score.loss_added:+.5f} ± {score.margin:.5f} nats, "
+        f"{score.bits:,.0f} bits held, 1/{score.factor:.2f} of a block in 16 bits  "
+        f"({named(score.tokens, 'token')} in pieces of {score.piece:,})"
+    )
+    return 0
+
+
+def source_of(opened: Opened, text: Path | None, corpora: Path) -> BatchSource:
+    """What a model is scored on: the text of a file, or the validation split of its own data."""
+    return _text_source(opened, text) if text else _run_source(opened, corpora)
 
 
 def _run_source(opened: Opened, corpora: Path) -> BatchSource:

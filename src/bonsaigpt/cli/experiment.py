@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
-from bonsaigpt import recipes
-from bonsaigpt.cli.common import progress_bar
+from bonsaigpt import __version__, recipes
+from bonsaigpt.cli.common import progress_bar, whisper
 from bonsaigpt.config import RunConfig, derive, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.prepare import open_source
@@ -18,7 +19,7 @@ from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.processes import Process
 
-__all__ = ["as_run", "make_engine", "open_data", "whisper", "with_overrides", "with_vocabulary"]
+__all__ = ["as_run", "environment_of", "make_engine", "open_data", "with_overrides", "with_vocabulary"]
 
 
 def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
@@ -61,11 +62,6 @@ def open_data(config: RunConfig, corpora: Path, console: Console) -> BatchSource
         return open_source(config, corpora, say=whisper(console), advance=advance)
 
 
-def whisper(console: Console) -> Callable[[str], None]:
-    """What prints a line in passing: what is under way, and why."""
-    return lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
-
-
 def with_vocabulary(config: RunConfig, source: BatchSource) -> RunConfig:
     """The configuration with the vocabulary that the data turned out to have."""
     size = source.tokenizer.vocab_size
@@ -76,3 +72,27 @@ def with_vocabulary(config: RunConfig, source: BatchSource) -> RunConfig:
             f"model.vocab_size = {config.model.vocab_size} is smaller than the tokenizer's {size} tokens: leave it out"
         )
     return config
+
+
+def environment_of(engine: Engine, source: BatchSource, verb: str, argv: list[str]) -> dict[str, Any]:
+    """What a run is made with, for its environment.json."""
+    return {
+        "bonsaigpt": __version__,
+        **engine.describe(),
+        "data": source.fingerprint,
+        "tokenizer": f"{source.tokenizer.kind}, {source.tokenizer.vocab_size} tokens",
+        "git": _git_state(),
+        "command": shlex.join(["bonsai", verb, *argv]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_state() -> str | None:
+    """Commit of the folder we run in, with a mark if files were changed; None outside a repository."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()

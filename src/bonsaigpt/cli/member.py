@@ -20,7 +20,8 @@ from rich.console import Console
 
 from bonsaigpt import recipes
 from bonsaigpt.cli import exit_code, main
-from bonsaigpt.cli.experiment import make_engine, open_data, whisper, with_vocabulary
+from bonsaigpt.cli.common import whisper
+from bonsaigpt.cli.experiment import make_engine, open_data, with_vocabulary
 from bonsaigpt.files import lock
 from bonsaigpt.study.decided import write_decided
 from bonsaigpt.study.sweep import is_finished

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder, whisper
 from bonsaigpt.cli.sampling_flags import (
     RULES,
     add_context,
@@ -34,6 +34,7 @@ __all__ = ["run"]
 
 _EXAMPLE = """  bonsai sample runs/shakespeare-char --prompt "ROMEO:" --tokens 300 --temperature 0.8
   bonsai sample runs/stdlib@last --prompt @start.txt --samples 3 --seed 1
+  bonsai sample runs/shakespeare-char --tokens 2000 --kv "sinks(4)+window(60), int4"
   printf "class " | bonsai sample runs/stdlib --prompt -
   bonsai sample runs/stdlib --prompt "version = " --pattern "[0-9]+[.][0-9]+" --json --logprobs 3"""
 
@@ -54,16 +55,19 @@ def run(argv: list[str]) -> int:
         sampling=sampling,
         stop=arguments.stop,
         stop_tokens=[_token(word, opened) for word in arguments.stop_token],
-        logprobs=0 if arguments.best_of > 1 and arguments.logprobs is None else arguments.logprobs,
+        logprobs=0 if arguments.best_of is not None and arguments.logprobs is None else arguments.logprobs,
         overflow=arguments.overflow,
         slide=arguments.slide,
         pattern=pattern_of(arguments, opened.tokenizer),
     )
     engine, model = opened.on(arguments)
-    count = max(arguments.samples, arguments.best_of)
+    count = arguments.samples or arguments.best_of or 1
     rows = arguments.beams or min(count, _ROWS)
-    decoder = engine.decoder(model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count)
-    draft = _draft(arguments, engine, opened, rows)
+    say = whisper(Console(stderr=True))
+    decoder = engine.decoder(
+        model, rows=rows, weights=arguments.weights, tokens=arguments.tokens * count, say=say, kv=arguments.kv
+    )
+    draft = _draft(arguments, engine, opened, rows, say)
 
     began = time.perf_counter()
     speculation = None
@@ -82,7 +86,8 @@ def run(argv: list[str]) -> int:
                 advance(f"{count} samples", made, arguments.tokens * count)
 
         if arguments.beams:
-            found = beam_search(decoder, opened.tokenizer, request, length_penalty=arguments.length_penalty or 1.0)
+            penalty = arguments.length_penalty if arguments.length_penalty is not None else 1.0
+            found = beam_search(decoder, opened.tokenizer, request, length_penalty=penalty)
             total = len(found[0].tokens)
             found = found[:1]
         else:
@@ -92,7 +97,7 @@ def run(argv: list[str]) -> int:
             total = sum(len(done.tokens) for done in found)
             speculation = session.speculation if draft is not None else None
     seconds = time.perf_counter() - began
-    if arguments.best_of > 1:
+    if arguments.best_of is not None:
         found = best_first(found)[:1]
     if streamed:
         print(unwritten)
@@ -107,7 +112,7 @@ def _parser() -> Parser:
     parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
     parser.add_argument("--prompt", default="\n", help="text, @FILE, or - for standard input (default: a new line)")
     parser.add_argument("--tokens", type=int, default=300, metavar="N", help="new tokens at most (default: 300)")
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="how many continuations (default: 1)")
+    parser.add_argument("--samples", type=int, metavar="N", help="how many continuations (default: 1)")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end where this would begin; can be repeated"
     )
@@ -128,7 +133,7 @@ def _parser() -> Parser:
     add_rules(parser)
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--best-of", type=int, default=1, metavar="N", help="make N, print the one of highest mean log-probability"
+        "--best-of", type=int, metavar="N", help="make N, print the one of highest mean log-probability"
     )
     search.add_argument("--beams", type=int, metavar="N", help="beam search with N texts at once, without chance")
     search.add_argument(
@@ -159,7 +164,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in [*chance, "draft", "lookup", "pattern", "json_schema", "logprobs"]:
         why = "beam search takes the likeliest text, by the model's own probabilities"
         refuse_together(arguments, ["beams", name], why=why)
-    if arguments.best_of > 1 and arguments.temperature == 0:
+    if arguments.best_of is not None and arguments.temperature == 0:
         raise GenerateError("--best-of and --temperature 0 cannot go together: without chance all are the same text")
     if arguments.guesses is not None and arguments.draft is None and arguments.lookup is None:
         raise GenerateError("--guesses without a draft means nothing: add --draft RUN or --lookup 3")
@@ -183,7 +188,9 @@ def _token(word: str, opened: Opened) -> int:
     return int(word)
 
 
-def _draft(arguments: argparse.Namespace, engine: Engine, opened: Opened, rows: int) -> Draft | None:
+def _draft(
+    arguments: argparse.Namespace, engine: Engine, opened: Opened, rows: int, say: Callable[[str], None]
+) -> Draft | None:
     """What guesses, if anything does."""
     count = arguments.guesses if arguments.guesses is not None else 4
     if arguments.lookup is not None:
@@ -196,7 +203,8 @@ def _draft(arguments: argparse.Namespace, engine: Engine, opened: Opened, rows: 
             f"{draft.label} has another tokenizer than {opened.label}: a draft must be trained with the same one"
         )
     model = engine.model(draft.config, draft.weights)
-    return ModelDraft(engine.decoder(model, rows=rows, tokens=arguments.tokens), count=count)
+    decoder = engine.decoder(model, rows=rows, weights=arguments.weights, tokens=arguments.tokens, say=say)
+    return ModelDraft(decoder, count=count)
 
 
 def _print(
@@ -238,7 +246,7 @@ def _tell(
         GenerateError: no token could go on with the pattern.
     """
     tell: Callable[[str], None] = lambda line: Console(stderr=True).print(  # noqa: E731
-        f"[dim]{escape(line)}[/]", highlight=False
+        f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True
     )
     tell(f"{label}: {total} tokens, {total / seconds:.0f} tokens/s ({why})")
     if speculation is not None:

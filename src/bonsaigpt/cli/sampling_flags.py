@@ -8,11 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from bonsaigpt.cli.common import Parser
+from bonsaigpt.config import KVConfig
 from bonsaigpt.data.tokenizers import Tokenizer
-from bonsaigpt.errors import GenerateError
+from bonsaigpt.errors import ConfigError, GenerateError
+from bonsaigpt.kv import read_policy
 from bonsaigpt.sampling import Pattern, Sampling, json_schema, regular_expression
 
-__all__ = ["RULES", "add_context", "add_patterns", "add_rules", "pattern_of", "refuse_together", "sampling_of"]
+__all__ = [
+    "RULES",
+    "add_context",
+    "add_kv",
+    "add_patterns",
+    "add_rules",
+    "pattern_of",
+    "refuse_together",
+    "sampling_of",
+]
+
+_NOT_GIVEN: tuple[object, ...] = (None, [])
+"""What a flag is that nobody gave."""
 
 RULES = {
     "temperature": ("T", float, "0 is greedy, 1 the model's own (default: 0.8)"),
@@ -60,10 +74,17 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
     for entry in arguments.logit_bias:
         token, _, nats = entry.partition("=")
         try:
-            bias[int(token)] = float(nats)
+            number, added = int(token), float(nats)
         except ValueError:
             raise GenerateError(f"--logit-bias {entry} is no ID=NATS: write e.g. --logit-bias 13=-100") from None
-    return Sampling(**{"temperature": 0.8, **given}, logit_bias=bias, seed=arguments.seed or 0)
+        if number in bias:
+            raise GenerateError(f"--logit-bias {entry} is the second one of token {number}: give one")
+        bias[number] = added
+    try:
+        return Sampling(**{"temperature": 0.8, **given}, logit_bias=bias, seed=arguments.seed or 0)
+    except GenerateError as error:
+        name, _, rest = str(error).partition(" = ")
+        raise GenerateError(f"--{name.replace('_', '-')} {rest}" if name in RULES else str(error)) from None
 
 
 def add_patterns(parser: Parser) -> None:
@@ -99,7 +120,7 @@ def pattern_of(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Pattern |
 
 
 def add_context(parser: Parser) -> None:
-    """Add --overflow, --slide and --weights."""
+    """Add --overflow, --slide, --weights and --kv."""
     parser.add_argument(
         "--overflow",
         choices=["slide", "error"],
@@ -115,6 +136,24 @@ def add_context(parser: Parser) -> None:
     parser.add_argument(
         "--weights", choices=["fp32", "int8"], default="fp32", help="how weights are held (default: fp32)"
     )
+    add_kv(parser)
+
+
+def add_kv(parser: Parser) -> None:
+    """Add --kv."""
+    parser.add_argument(
+        "--kv",
+        type=_policy,
+        metavar="POLICY",
+        help='what the key/value cache keeps, e.g. "sinks(4)+window(60), int4"; see docs/kv.md (default: everything)',
+    )
+
+
+def _policy(text: str) -> KVConfig:
+    try:
+        return read_policy(text)
+    except ConfigError as error:  # argparse would say less
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def refuse_together(arguments: argparse.Namespace, names: Sequence[str], *, why: str = "choose one") -> None:
@@ -123,6 +162,6 @@ def refuse_together(arguments: argparse.Namespace, names: Sequence[str], *, why:
     Raises:
         GenerateError: naming the first two that were given.
     """
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) not in (None, [], 1, False)]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) not in _NOT_GIVEN]
     if len(given) > 1:
         raise GenerateError(f"{given[0]} and {given[1]} cannot go together: {why}")

@@ -10,11 +10,13 @@ __all__ = ["run"]
 
 _STUDIES = {
     "batch": "many short sequences in a step, or few long ones: loss, time and memory of pairs with equal tokens",
+    "kv": "what the key/value cache costs: bits held against loss of many policies, and a search within a budget",
     "lr": "the learning rate: short trainings at several multiples of the recipe's, and the flags to type",
 }
 
 _EXAMPLE = """  bonsai study batch shakespeare-char --seeds 3
-  bonsai study lr shakespeare-char --seeds 3"""
+  bonsai study lr shakespeare-char --seeds 3
+  bonsai study kv runs/shakespeare-char --max-loss 0.05"""
 
 
 def run(argv: list[str]) -> int:

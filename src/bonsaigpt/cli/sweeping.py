@@ -16,8 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bonsaigpt import recipes
 from bonsaigpt.checkpoint import RunDirectory
-from bonsaigpt.cli.common import count_from, progress_bar, run_folder, runs_folder, settings
-from bonsaigpt.cli.experiment import whisper
+from bonsaigpt.cli.common import count_from, progress_bar, run_folder, runs_folder, settings, whisper
 from bonsaigpt.cli.member import Decision, Member
 from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import BonsaiError, ConfigError

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from bonsaigpt.cli.common import Parser, named_tokenizer, print_table, progress_bar, runs_folder
+from bonsaigpt.cli.tokenizer_texts import Texts, add_texts
 from bonsaigpt.data.tokenizers import Tokenizer
-from bonsaigpt.data.tokenizers.reading import text_files, text_parts
 from bonsaigpt.errors import BonsaiError, TokenizerError
 
 __all__ = ["run"]
@@ -38,8 +38,7 @@ class _Side:
 def run(argv: list[str]) -> int:
     """The verb."""
     parser = Parser("tokenizer report", "Hold tokenizers against each other on text files.", _EXAMPLE)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="UTF-8 text files, or folders of them")
-    parser.add_argument("--pattern", default="**/*.txt", help="which files of a folder (glob; default: **/*.txt)")
+    add_texts(parser)
     parser.add_argument(
         "--tokenizer",
         action="append",
@@ -57,20 +56,22 @@ def run(argv: list[str]) -> int:
     sides = [_Side(name, t, np.zeros(t.vocab_size, dtype=np.int64)) for name, t in tokenizers]
     for side in sides:
         side.tokenizer.encode("")  # what is built at the first text is not in the seconds
-    paths = text_files(arguments.files, arguments.pattern)
+    texts = Texts(arguments)
+    texts.tell(Console(stderr=True))
+    paths = texts.names
     with progress_bar(Console(stderr=True)) as advance:
         sizes = []
-        total = sum(path.stat().st_size for path in paths)
-        for path in paths:
-            sizes.append(_encode(path, sides))
-            advance("encoding", sum(sizes), total)
+        for number, path in enumerate(paths):
+            advance("encoding", number, len(paths))
+            sizes.append(_encode(path, texts.documents(number), sides))
+    texts.check(sum(sizes))
     figures = [_figures(side, paths, sizes, arguments.longest) for side in sides]
     if arguments.json:
-        print(json.dumps({"files": dict(zip(map(str, paths), sizes, strict=True)), "tokenizers": figures}))
+        print(json.dumps({"files": dict(zip(paths, sizes, strict=True)), "tokenizers": figures}))
         return 0
     names = [side.name for side in sides]
     rows = [
-        (str(path), f"{size:,}", *(_rate(size, side.tokens[number]) for side in sides))
+        (path, f"{size:,}", *(_rate(size, side.tokens[number]) for side in sides))
         for number, (path, size) in enumerate(zip(paths, sizes, strict=True))
     ]
     if len(paths) > 1:
@@ -90,13 +91,13 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _encode(path: Path, sides: list[_Side]) -> int:
-    """Let each side encode a file, part by part; its bytes."""
+def _encode(path: str, documents: Iterable[str], sides: list[_Side]) -> int:
+    """Let each side encode the documents of a file; their bytes."""
     size = 0
     for side in sides:
         side.tokens.append(0)
-    for part in text_parts(path):
-        size += len(part.encode())
+    for part in documents:
+        size += len(part.encode("utf-8", errors="surrogatepass"))
         for side in sides:
             began = time.perf_counter()
             try:
@@ -109,7 +110,7 @@ def _encode(path: Path, sides: list[_Side]) -> int:
     return size
 
 
-def _figures(side: _Side, paths: list[Path], sizes: list[int], longest: int) -> dict[str, Any]:
+def _figures(side: _Side, paths: list[str], sizes: list[int], longest: int) -> dict[str, Any]:
     lengths = np.where(side.used > 0, side.tokenizer.token_bytes(), 0)
     order = np.argsort(-lengths, kind="stable")[:longest].tolist()
     tokens = sum(side.tokens)
@@ -120,11 +121,11 @@ def _figures(side: _Side, paths: list[Path], sizes: list[int], longest: int) -> 
         "used_share": float((side.used > 0).mean()),
         "tokens": tokens,
         "bytes_per_token": sum(sizes) / tokens,
-        "bytes_per_token_of_files": {str(p): s / t for p, s, t in zip(paths, sizes, side.tokens, strict=True)},
+        "bytes_per_token_of_files": {p: s / t for p, s, t in zip(paths, sizes, side.tokens, strict=True) if t},
         "megabytes_per_second": sum(sizes) / side.seconds / 1e6,
         "longest": [side.tokenizer.decode([i]) for i in order if lengths[i]],
     }
 
 
 def _rate(size: int, tokens: int) -> str:
-    return f"{size / tokens:.2f}"
+    return f"{size / tokens:.2f}" if tokens else "no text"

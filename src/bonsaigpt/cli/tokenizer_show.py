@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from bonsaigpt.cli.common import Parser, named_tokenizer, runs_folder
+from bonsaigpt.data.corpora.document import read_document
 from bonsaigpt.data.tokenizers import Tokenizer
-from bonsaigpt.data.tokenizers.reading import text_files, text_parts
 from bonsaigpt.errors import BonsaiError
 
 __all__ = ["run"]
@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
         raise BonsaiError("give a text, or --file FILE: one of the two.")
     tokenizer = named_tokenizer(arguments.tokenizer, arguments.runs)
     if arguments.file:
-        text = "".join(text_parts(text_files([arguments.file])[0]))
+        text = read_document(arguments.file).text
     else:
         text = _standard_input() if arguments.text == "-" else arguments.text
     console = Console(highlight=False, soft_wrap=True, no_color=True if arguments.no_color else None)

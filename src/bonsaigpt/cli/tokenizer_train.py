@@ -9,11 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from bonsaigpt.cli.common import Parser, progress_bar
+from bonsaigpt.cli.tokenizer_texts import Texts, add_texts
 from bonsaigpt.data.tokenizers import BpeTokenizer
-from bonsaigpt.data.tokenizers.reading import text_files, text_parts
 from bonsaigpt.data.tokenizers.training import smallest_vocabulary
 from bonsaigpt.errors import BonsaiError, OutputError
 from bonsaigpt.files import write_text
+from bonsaigpt.units import named
 
 __all__ = ["run"]
 
@@ -24,8 +25,7 @@ _EXAMPLE = """  bonsai tokenizer train my-texts --vocab 4096 -o tokenizer.json
 def run(argv: list[str]) -> int:
     """The verb."""
     parser = Parser("tokenizer train", "Learn a byte-level BPE; the same text gives the same tokenizer.", _EXAMPLE)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="UTF-8 text files, or folders of them")
-    parser.add_argument("--pattern", default="**/*.txt", help="which files of a folder (glob; default: **/*.txt)")
+    add_texts(parser)
     parser.add_argument("--vocab", type=int, default=8192, help="tokens of the vocabulary (default: 8192)")
     parser.add_argument(
         "--split", choices=["gpt2", "gpt4"], default="gpt2", help="how text is split before merges (default: gpt2)"
@@ -52,25 +52,24 @@ def run(argv: list[str]) -> int:
         raise OutputError(f"{output} is no file that can be written: give a file in a folder that exists with -o.")
     if output.exists() and not arguments.force:
         raise OutputError(f"{output} exists already: give another file with -o, or write over it with --force.")
-    files = text_files(arguments.paths, arguments.pattern)
+    texts = Texts(arguments)
     train_bytes = int(arguments.megabytes * 1e6)
-    size = sum(path.stat().st_size for path in files)
+    size = texts.size
     wanted = min(size, train_bytes) if train_bytes else size
     console = Console()
+    texts.tell(console)
     began = time.perf_counter()
     with progress_bar(console) as advance:
 
         def parts() -> Iterator[str]:
             done = 0
-            for path in files:
-                for part in text_parts(path):
-                    advance("reading", done, wanted)
-                    yield part
-                    done += len(part.encode())
-                    if train_bytes and done >= train_bytes:
-                        break
+            for part in (part for number in range(len(texts)) for part in texts.documents(number)):
+                advance("reading", min(done, wanted), wanted)
+                yield part
+                done += len(part.encode("utf-8", errors="surrogatepass"))
                 if train_bytes and done >= train_bytes:
                     break
+            texts.check(done)
             advance("merging", 0, 0)
 
         tokenizer = BpeTokenizer.train(
@@ -80,6 +79,8 @@ def run(argv: list[str]) -> int:
     seconds = time.perf_counter() - began
     share = f"the first {wanted / 1e6:,.1f} of {size / 1e6:,.1f} MB" if wanted < size else f"{size / 1e6:,.1f} MB"
     fewer = "; the text has no more merges" if tokenizer.vocab_size < arguments.vocab else ""
-    line = f"{output}: {tokenizer.vocab_size:,} tokens from {share} in {len(files):,} files, {seconds:.1f} s{fewer}"
+    line = (
+        f"{output}: {tokenizer.vocab_size:,} tokens from {share} in {named(len(texts), 'file')}, {seconds:.1f} s{fewer}"
+    )
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from bonsaigpt import __version__, recipes
+from bonsaigpt import recipes
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
 from bonsaigpt.checkpoint.files import read_state
 from bonsaigpt.cli.common import (
@@ -30,7 +27,15 @@ from bonsaigpt.cli.common import (
     settings,
 )
 from bonsaigpt.cli.dryrun import show_forecast
-from bonsaigpt.cli.experiment import as_run, make_engine, open_data, whisper, with_overrides, with_vocabulary
+from bonsaigpt.cli.experiment import (
+    as_run,
+    environment_of,
+    make_engine,
+    open_data,
+    whisper,
+    with_overrides,
+    with_vocabulary,
+)
 from bonsaigpt.config import RunConfig, dump_toml, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine
@@ -40,12 +45,13 @@ from bonsaigpt.measure.forecast import forecast
 from bonsaigpt.processes import Process
 from bonsaigpt.train import last_checkpoint, start_state, train
 from bonsaigpt.train.callbacks.console import ConsoleProgress
+from bonsaigpt.train.callbacks.health import HealthLines
 from bonsaigpt.train.callbacks.jsonl import JsonLines
 from bonsaigpt.train.callbacks.samples import Samples
 from bonsaigpt.train.callbacks.tensorboard import TensorBoard
 from bonsaigpt.train.callbacks.wandb import WandB
 from bonsaigpt.train.events import Listener
-from bonsaigpt.train.resume import changes, check_data, check_same_function
+from bonsaigpt.train.resume import changes, check_data, check_same_function, check_teacher
 
 __all__ = ["run"]
 
@@ -143,6 +149,7 @@ class _Session:
         opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
         source = self._open_data(config, engine)
         config = with_vocabulary(config, source)
+        check_teacher(config, source)
         if opened is not None:
             check_weights(opened.weights, config.model, origin=opened.label)
             if opened.tokenizer.to_json() != source.tokenizer.to_json():
@@ -187,6 +194,7 @@ class _Session:
         source = self._open_data(config, engine)
         trained_on = state if state is not None else run_directory.environment
         check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
+        check_teacher(config, source)
         begin = state["step"] if state is not None else 0
         decisions = _Decisions()
         if config.left_open:
@@ -279,7 +287,7 @@ class _Session:
         listeners: list[Listener] = []
 
         def begin() -> None:
-            environment.update(_environment(engine.describe(), source, self.argv))
+            environment.update(environment_of(engine, source, "train", self.argv))
             listeners.extend(_listeners(config, self.console))  # it may refuse; only then is anything written
             write(environment)
 
@@ -300,6 +308,8 @@ class _Session:
 
 def _listeners(config: RunConfig, console: Console) -> list[Listener]:
     listeners: list[Listener] = [JsonLines(), ConsoleProgress(console)]
+    if config.train.health.interval:
+        listeners.append(HealthLines(console))
     if config.train.tensorboard:
         listeners.append(TensorBoard())
     if config.train.wandb:
@@ -307,29 +317,6 @@ def _listeners(config: RunConfig, console: Console) -> list[Listener]:
     if config.train.sample_tokens:
         listeners.append(Samples(config.train.sample_prompt, config.train.sample_tokens, console))
     return listeners
-
-
-def _environment(engine: dict[str, Any], source: BatchSource, argv: list[str]) -> dict[str, Any]:
-    return {
-        "bonsaigpt": __version__,
-        **engine,
-        "data": source.fingerprint,
-        "tokenizer": f"{source.tokenizer.kind}, {source.tokenizer.vocab_size} tokens",
-        "git": _git_state(),
-        "command": shlex.join(["bonsai", "train", *argv]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _git_state() -> str | None:
-    """Commit of the folder we run in, with a mark if files were changed; None outside a repository."""
-    try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip()
 
 
 def _exit_code(reason: str) -> int:

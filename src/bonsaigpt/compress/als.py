@@ -14,7 +14,7 @@ import numpy as np
 
 from bonsaigpt.compress.exact import root, van_loan
 
-__all__ = ["KroneckerFit", "activation_aware", "separable_start"]
+__all__ = ["KroneckerFit", "activation_aware", "separable_roots", "separable_start", "whitened"]
 
 _RIDGE = 1e-6
 """Of the mean second moment, added to all inputs: what never happened in calibration must not cost nothing."""
@@ -84,14 +84,22 @@ def separable_start(
     W: np.ndarray, C: np.ndarray, a_shape: tuple[int, int], terms: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The solution in closed form for the Kronecker product C1 (x) C2 that is nearest to C: exact if C is one."""
-    (m, n), n1 = W.shape, a_shape[1]
-    n2 = n // n1
+    (half1, inverse1), (half2, inverse2) = separable_roots(C, a_shape[1])
+    A, B = van_loan(whitened(W, half1, half2), a_shape, terms)
+    return A @ inverse1, B @ inverse2
+
+
+def separable_roots(C: np.ndarray, n1: int) -> tuple[Factors, Factors]:
+    """Of C1 (n1, n1) and of C2, whose Kronecker product is nearest to C, the root and its inverse each."""
     [C1], [C2] = van_loan(C, (n1, n1), 1)
     sign = 1.0 if np.trace(C1) > 0 else -1.0  # the nearest product of a positive matrix is positive, up to both signs
-    (half1, inverse1), (half2, inverse2) = root(sign * C1, ridge=1e-6), root(sign * C2, ridge=1e-6)
-    white = np.einsum("ajk,jp,kq->apq", W.reshape(m, n1, n2), half1, half2, optimize=True).reshape(m, n)
-    A, B = van_loan(white, a_shape, terms)
-    return A @ inverse1, B @ inverse2
+    return root(sign * C1, ridge=1e-6), root(sign * C2, ridge=1e-6)
+
+
+def whitened(W: np.ndarray, half1: np.ndarray, half2: np.ndarray) -> np.ndarray:
+    """W (half1 (x) half2)."""
+    table = W.reshape(len(W), len(half1), len(half2))
+    return np.einsum("ajk,jp,kq->apq", table, half1, half2, optimize=True).reshape(W.shape)
 
 
 def _solve(X: np.ndarray, Y: np.ndarray, targets: np.ndarray, C_pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from bonsaigpt.config.base import Config, UserPath
 from bonsaigpt.config.tokenizers import CharTokenizerConfig, TokenizerConfig
 
 __all__ = [
+    "SHARD_TOKENS",
     "CorpusData",
     "FilesData",
     "FinewebData",
@@ -27,6 +28,10 @@ __all__ = [
     "WikipediaData",
     "WikitextData",
 ]
+
+
+SHARD_TOKENS = 1 << 27
+"""Tokens of a shard: a quarter of a GB at 2 bytes each."""
 
 
 class ReadingData(Config):
@@ -78,7 +83,7 @@ class TextData(TokenData):
 
     dedup: bool = False
     """Drop documents whose text was there before, exactly."""
-    shard_tokens: int = Field(default=1 << 27, ge=1)
+    shard_tokens: int = Field(default=SHARD_TOKENS, ge=1)
     """Tokens of a file of the corpus; another number makes other files, and so another corpus."""
 
     @property

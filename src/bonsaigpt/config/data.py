@@ -9,9 +9,11 @@ from pydantic import Field
 from bonsaigpt.config.mixture import Corpora, MixtureData
 from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData
 
-__all__ = ["DataConfig"]
+__all__ = ["DataConfig", "PreparedData"]
 
+PreparedData = Corpora | MixtureData
+"""What `bonsai prepare` makes."""
 DataConfig = Annotated[
-    Corpora | MixtureData | SortData | AddData | CopyData | RecallData,
+    PreparedData | SortData | AddData | CopyData | RecallData,
     Field(discriminator="kind"),
 ]

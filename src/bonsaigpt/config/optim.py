@@ -14,7 +14,9 @@ __all__ = [
     "CosineSchedule",
     "LinearRamp",
     "LinearSchedule",
+    "LogitsDistill",
     "MuonMatrices",
+    "NoDistill",
     "NoRamp",
     "OptimConfig",
     "Ramp",
@@ -143,6 +145,31 @@ class MuonMatrices(Config):
     """Decoupled decay of the matrices, per unit of learning rate."""
 
 
+class NoDistill(Config):
+    """Learn from the text alone."""
+
+    kind: Literal["none"] = "none"
+    """Which teaching."""
+
+
+class LogitsDistill(Config):
+    """Learn from another model's distribution of the next token too (Hinton et al. 2015): the objective is (1 - share)
+    cross-entropy + share T^2 KL(teacher || model), both softened by the temperature T. The reported loss stays the
+    cross-entropy."""
+
+    kind: Literal["logits"] = "logits"
+    """Which teaching."""
+    teacher: str = Field(min_length=1)
+    """The run that teaches: RUN (its best checkpoint), RUN@last or RUN@500. It must have the same tokenizer."""
+    share: float = Field(default=0.5, ge=0.0, le=1.0)
+    """The teacher's share of the objective; the rest is the text's."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Logits of both are divided by it; more makes unlikely tokens count."""
+    hidden: float = Field(default=0.0, ge=0.0)
+    """Weight of the error of the residual stream after each block, relative to the teacher's, mean over blocks: nats
+    for an error as large as the stream itself. 0 leaves it out; more needs a teacher of the same width and depth."""
+
+
 class OptimConfig(Config):
     """AdamW (Loshchilov and Hutter 2019), for the matrices of the blocks Muon if asked; spec.py says what decays."""
 
@@ -165,6 +192,8 @@ class OptimConfig(Config):
     z_loss: float = Field(default=0.0, ge=0.0)
     """Weight of the squared log-partition added to the training loss, to keep logits from drifting (Chowdhery et al.
     2022); 1e-4 is usual. The reported loss never contains it."""
+    distill: Annotated[NoDistill | LogitsDistill, Field(discriminator="kind")] = NoDistill()
+    """Whether another model teaches."""
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Memory of an exponential average of the weights, which then is evaluated, saved and used; 0 means none."""
     schedule: Schedule = CosineSchedule()

@@ -13,7 +13,7 @@ from bonsaigpt.config.base import Config
 from bonsaigpt.config.run import RunConfig
 from bonsaigpt.errors import ConfigError, did_you_mean
 
-__all__ = ["derive", "dump_toml", "load_toml", "setting_names", "validate"]
+__all__ = ["derive", "dump_toml", "load_toml", "setting_docs", "setting_names", "validate"]
 
 
 def validate(data: dict[str, Any], *, origin: str) -> RunConfig:
@@ -55,11 +55,10 @@ def setting_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[
     """The dotted names of all settings, members of unions included, e.g. ``model.mlp.hidden``."""
     names: dict[str, None] = {}
     for name, field in model.model_fields.items():
-        members = [t for t in _members(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
         names[prefix + name] = None
-        if getattr(field.annotation, "__origin__", None) is dict:
+        if _is_map(field.annotation):
             continue  # its keys are the user's: what is below them is set with the whole map
-        for member in members:
+        for member in _models(field.annotation):
             names.update(dict.fromkeys(setting_names(member, f"{prefix}{name}.")))
     return list(names)
 
@@ -68,12 +67,48 @@ def _maps() -> dict[str, list[str]]:
     """The settings that are maps with keys of the user's, and the fields that an entry can have."""
     found: dict[str, list[str]] = {}
     for section, part in RunConfig.model_fields.items():
-        for member in _members(part.annotation):
-            for name, field in getattr(member, "model_fields", {}).items():
-                if getattr(field.annotation, "__origin__", None) is dict:
-                    entries = [t for t in _members(field.annotation) if hasattr(t, "model_fields")]
+        for member in _models(part.annotation):
+            for name, field in member.model_fields.items():
+                if _is_map(field.annotation):
+                    entries = _models(field.annotation)
                     found[f"{section}.{name}"] = sorted({n for t in entries for n in t.model_fields})
     return found
+
+
+def _is_map(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def setting_docs(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, dict[str, list[str]]]:
+    """Of each dotted name what it means, and the kinds of its section in which it means that."""
+    docs: dict[str, dict[str, list[str]]] = {}
+    for name, field in model.model_fields.items():
+        kinds = docs.setdefault(prefix + name, {}).setdefault(field.description or "", [])
+        kinds.append(str(model.model_fields["kind"].default) if "kind" in model.model_fields else "")
+        for member in [] if _is_map(field.annotation) else _models(field.annotation):
+            for below, meanings in setting_docs(member, f"{prefix}{name}.").items():
+                for words, among in meanings.items():
+                    docs.setdefault(below, {}).setdefault(words, []).extend(among)
+    return docs
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [t for t in _members(annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
+
+
+def _names_beside(place: tuple[int | str, ...]) -> list[str]:
+    """The settings that may stand where ``place`` (of one of pydantic's errors) does, of the kinds that were chosen;
+    and those of other sections."""
+    models: list[type[BaseModel]] = [RunConfig]
+    prefix = ""
+    for part in place[:-1]:
+        fields = [model.model_fields[part] for model in models if isinstance(part, str) and part in model.model_fields]
+        if fields:
+            models, prefix = [m for f in fields for m in _models(f.annotation)], f"{prefix}{part}."
+        elif isinstance(part, str):  # the tag of a union
+            models = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+    here = [name for model in models for name in setting_names(model, prefix)]
+    return [*here, *(name for name in setting_names() if prefix and name.partition(".")[0] != place[0])]
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -100,7 +135,10 @@ def _explain(error: Any, origin: str) -> str:
             parts.append(str(part))
     name = ".".join(parts)
     if error["type"] == "extra_forbidden":
-        return f"unknown setting '{name}' in {origin}.{did_you_mean(name, known)} `bonsai train --help` lists all."
+        beside = known if entry else _names_beside(error["loc"])
+        hint = did_you_mean(name, (other for other in beside if other != name))
+        of = f" of kind '{error['loc'][-2]}'" if name in known and not entry else ""  # other kinds have it
+        return f"unknown setting '{name}'{of} in {origin}.{hint} `bonsai train --help` lists all."
     if error["type"] == "value_error":
         return f"{error['ctx']['error']!s} (in {origin})."
     if error["type"] == "union_tag_invalid":

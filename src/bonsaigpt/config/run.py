@@ -11,10 +11,10 @@ from bonsaigpt.config.corpora import StdlibData
 from bonsaigpt.config.data import DataConfig
 from bonsaigpt.config.memory import MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.config.model import ModelConfig
-from bonsaigpt.config.optim import MuonMatrices, NoRamp, OptimConfig, Ramp
+from bonsaigpt.config.optim import LogitsDistill, MuonMatrices, NoRamp, OptimConfig, Ramp
 from bonsaigpt.config.toys import TaskData
 
-__all__ = ["GuardConfig", "RunConfig", "TrainConfig"]
+__all__ = ["GuardConfig", "HealthConfig", "RunConfig", "TrainConfig"]
 
 
 class GuardConfig(Config):
@@ -27,6 +27,15 @@ class GuardConfig(Config):
     """Skipped steps in a row after which the run goes back to its last good checkpoint."""
     rollbacks: int = Field(default=2, ge=0)
     """How often it may go back, each time with the data in another order, before it stops with a diagnosis."""
+
+
+class HealthConfig(Config):
+    """How closely a run is watched: gradients, updates, hidden units, attention and weights (docs/health.md)."""
+
+    interval: int = Field(default=100, ge=0)
+    """Steps between looks; 0 takes none."""
+    tokens: int = Field(default=1024, ge=1)
+    """Tokens of the step's own batch that a look computes once more: as many whole rows as that makes, at least one."""
 
 
 class TrainConfig(Config):
@@ -80,6 +89,7 @@ class TrainConfig(Config):
     patience: int = Field(default=0, ge=0)
     """Stop after so many evaluations without a new best; 0 never stops early."""
     guard: GuardConfig = GuardConfig()
+    health: HealthConfig = HealthConfig()
     tensorboard: bool = True
     """Write TensorBoard files into the run."""
     wandb: str = ""
@@ -152,6 +162,11 @@ class RunConfig(Config):
             )
         if (flaw := memory_flaw(self.train.memory, self.model)) is not None:
             raise ValueError(flaw)
+        if isinstance(self.optim.distill, LogitsDistill):
+            raise ValueError(
+                "optim.distill asks a teacher that reads each row without what stood before it: leave train.memory or "
+                "the teacher out"
+            )
         if self.train.compile == "on":
             raise ValueError("a step with train.memory is not compiled: use train.compile = 'auto' or 'off'")
         if self.train.eval_block_size not in (None, self.model.block_size):

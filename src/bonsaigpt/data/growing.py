@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from bonsaigpt.data.corpora.source import Cursor
-from bonsaigpt.data.pieces import SPLITS, Encoded, Run
+from bonsaigpt.data.pieces import SPLITS, Encoded, Stretch
 from bonsaigpt.data.seen import Seen
 from bonsaigpt.data.shards import Corpus, Counts, ShardInfo, open_corpus
 from bonsaigpt.data.tokenizers import Tokenizer, smallest_dtype
@@ -164,13 +164,13 @@ class Growing:
     def add(self, piece: Encoded) -> None:
         """Append a piece; commit now and then."""
         if piece.is_rest:
-            keep = np.full(len(piece.runs[0].tokens), self._rest is not None)
+            keep = np.full(len(piece.stretches[0].tokens), self._rest is not None)
         else:
             keep = self._keep(piece)
-        for split, run in zip(SPLITS, piece.runs, strict=True):
+        for split, stretch in zip(SPLITS, piece.stretches, strict=True):
             if piece.is_rest and self._by == "hash":
                 split = self._rest or split
-            self._append(split, run, keep)
+            self._append(split, stretch, keep)
         self.cursor = piece.cursor
         if time.monotonic() - self._committed >= _COMMIT_SECONDS:
             self.commit()
@@ -191,16 +191,16 @@ class Growing:
             self._rest = SPLITS[int(piece.held_out[-1])]
         return keep
 
-    def _append(self, split: str, run: Run, keep: np.ndarray) -> None:
-        ids = run.ids if keep.all() else run.ids[np.repeat(keep, run.tokens)]
+    def _append(self, split: str, stretch: Stretch, keep: np.ndarray) -> None:
+        ids = stretch.ids if keep.all() else stretch.ids[np.repeat(keep, stretch.tokens)]
         before = self.counts[split]
         if not before.tokens and len(ids):  # nothing is before the first document
             ids = ids[1:]
         self._writers[split].append(ids)
         self.counts[split] = Counts(
-            documents=before.documents + int(run.starts[keep].sum()),
-            characters=before.characters + int(run.characters[keep].sum()),
-            bytes=before.bytes + int(run.bytes[keep].sum()),
+            documents=before.documents + int(stretch.starts[keep].sum()),
+            characters=before.characters + int(stretch.characters[keep].sum()),
+            bytes=before.bytes + int(stretch.bytes[keep].sum()),
             tokens=before.tokens + len(ids),
         )
 

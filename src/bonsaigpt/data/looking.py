@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from bonsaigpt.data.shards import Corpus
 from bonsaigpt.data.tokenizers import END_OF_TEXT
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance
 from bonsaigpt.randomness import generator
 
 __all__ = ["LONGEST", "SplitStats", "readable", "split_stats", "windows"]
@@ -76,7 +77,7 @@ class SplitStats:
         return int(np.searchsorted(below, share * below[-1]))
 
 
-def split_stats(corpus: Corpus, split: str, advance: Callable[[str, int, int], None]) -> SplitStats:
+def split_stats(corpus: Corpus, split: str, advance: Advance) -> SplitStats:
     """Read a whole split. ``advance`` follows the tokens."""
     size, end, total = corpus.tokenizer.vocab_size, corpus.tokenizer.end_of_text, corpus.count(split)
     frequency = np.zeros(size, dtype=np.int64)

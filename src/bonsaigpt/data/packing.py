@@ -7,8 +7,8 @@ the least room, or into a new row. What stays empty asks nothing. So no document
 the first of the split is predicted exactly once an epoch, nothing is dropped, and the price is some padding (measured
 by `benchmarks/reading.py`).
 
-Which pieces share a row does not depend on the seed: it is found once for each block size and kept in two files beside
-the shards, so that any row is found by its number. Each epoch then takes the rows in another order.
+Which pieces share a row does not depend on the seed: it is found once for each block size and kept in two indexes, so
+that any row is found by its number. Each epoch then takes the rows in another order.
 
 A document's inputs are the end-of-text token before it and its own tokens but the last one; its targets are its tokens,
 the end-of-text token after it included. The first document has no token before it, so its first token is no target.
@@ -17,15 +17,15 @@ the end-of-text token after it included. The first document has no token before 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from bonsaigpt.data.batches import IGNORE, Batch
-from bonsaigpt.data.documents import INDEX, index_file
+from bonsaigpt.data.indexes import INDEX, Indexes
 from bonsaigpt.data.stream import TokenStream
+from bonsaigpt.progress import Advance
 from bonsaigpt.randomness import key, permute
 
 __all__ = ["PackedRows", "best_fit", "packed_rows"]
@@ -83,14 +83,10 @@ def packed_rows(
     *,
     block_size: int,
     end_of_text: int,
-    home: Path | None,
-    advance: Callable[[str, int, int], None],
+    indexes: Indexes,
+    advance: Advance,
 ) -> PackedRows:
-    """Pack the documents of an index (``document_starts``) into rows, or open what is beside the shards already.
-
-    Args:
-        home: path of a split without a suffix, ``FOLDER/train``; None keeps the rows in memory.
-    """
+    """Pack the documents of the index ``documents`` into rows, or open the rows that were kept."""
     total = int(documents.read(len(documents) - 1, len(documents))[0])
 
     def pieces() -> Iterator[np.ndarray]:
@@ -106,15 +102,12 @@ def packed_rows(
             at = int(ends[-1])
             yield ends.astype(INDEX)
 
-    files = [home and home.with_name(f"{home.name}.packed-{block_size}.{what}.bin") for what in ("pieces", "rows")]
-    piece_index = index_file(files[0], pieces, last=total)
-    row_index = index_file(files[1], rows, last=len(piece_index) // 2)
+    piece_index = indexes.open(f"train.packed-{block_size}.pieces", pieces)
+    row_index = indexes.open(f"train.packed-{block_size}.rows", rows)
     return PackedRows(row_index, piece_index, block_size, end_of_text)
 
 
-def _packed(
-    documents: TokenStream, block_size: int, advance: Callable[[str, int, int], None]
-) -> Iterator[list[list[_Piece]]]:
+def _packed(documents: TokenStream, block_size: int, advance: Advance) -> Iterator[list[list[_Piece]]]:
     """The rows of one window of documents after the other."""
     count = len(documents) - 1
     for first in range(0, count, _WINDOW):

@@ -22,11 +22,12 @@ __all__ = [
     "Encoded",
     "Learned",
     "Piece",
-    "Run",
     "Sides",
+    "Stretch",
     "Texts",
     "content_hash",
     "cut_pieces",
+    "with_text",
 ]
 
 SPLITS = ("train", "val")
@@ -75,6 +76,8 @@ class Sides:
 
     by: Literal["hash", "tail"]
     fraction: float
+    why: str = ""
+    """Why not by hash, where that is not said by the number of documents."""
 
     def held_out(self, hashes: np.ndarray) -> np.ndarray:
         """Whether whole documents of these content hashes validate, (n,) bool."""
@@ -84,7 +87,8 @@ class Sides:
         """For people."""
         if self.by == "hash":
             return f"whole documents whose content hash is below {self.fraction:g} validate"
-        return f"the last {self.fraction:.0%} of each document validates"
+        tail = f"the last {self.fraction:.0%} of each document validates"
+        return f"{self.why}, so {tail}" if self.why else tail
 
     def tail(self, document: Document) -> int:
         """Where inside this text, which may be a part, the validating tail of the whole document begins."""
@@ -98,8 +102,13 @@ def content_hash(document: Document) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
+def with_text(document: Document | None) -> bool:
+    """Whether a cleaned document is there, and more than white space; a part is what the whole is."""
+    return document is not None and bool(document.text) and (document.total is not None or not document.text.isspace())
+
+
 def _cleaned(piece: Piece, clean: Clean) -> list[Document]:
-    return [d for row in piece.rows if (d := clean(Document(*row))) is not None and d.text]
+    return [d for row in piece.rows if (d := clean(Document(*row))) is not None and with_text(d)]
 
 
 def _told_apart(piece: Piece, clean: Clean, sides: Sides) -> tuple[list[Document], np.ndarray, np.ndarray]:
@@ -152,7 +161,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """What a piece gives to one split: the ids of its documents one after the other, a separator before each."""
 
     ids: np.ndarray
@@ -178,7 +187,7 @@ class Encoded:
     """(n,) True where the whole document validates."""
     dropped: int
     """Documents without text, or that the source's ``clean`` gave up."""
-    runs: tuple[Run, Run]
+    stretches: tuple[Stretch, Stretch]
     """For each of ``SPLITS``; of a rest, where whole documents validate, the first is for the side of the document."""
 
 
@@ -218,13 +227,13 @@ class Encode:
             hashes=hashes,
             held_out=held_out,
             dropped=0 if piece.is_rest else len(piece.rows) - len(documents),
-            runs=(self._run(train, [d.start == 0 for d in documents]), self._run(val, val_starts)),
+            stretches=(self._stretch(train, [d.start == 0 for d in documents]), self._stretch(val, val_starts)),
         )
 
     def _tail_starts_with(self, document: Document) -> bool:
         return int((document.total or 0) * (1 - self.sides.fraction)) == document.start
 
-    def _run(self, texts: Sequence[str], starts: Sequence[bool]) -> Run:
+    def _stretch(self, texts: Sequence[str], starts: Sequence[bool]) -> Stretch:
         there = [bool(text) for text in texts]
         arrays = iter(self._tokenizer.encode_documents([text for text in texts if text]))
         parts: list[np.ndarray] = []
@@ -237,7 +246,7 @@ class Encode:
                 parts.append(next(arrays))
                 tokens[number] = len(parts[-1])
         dtype = self._separator.dtype
-        return Run(
+        return Stretch(
             ids=np.concatenate(parts) if parts else np.empty(0, dtype=dtype),
             tokens=tokens + begun * len(self._separator),
             starts=begun,

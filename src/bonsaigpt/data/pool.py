@@ -80,12 +80,17 @@ class _Worker:
         # A fresh interpreter: a fork of ours would have the locks of torch's threads, but not the threads.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, task), daemon=True)
+        # The task comes over the pipe, too: what `multiprocessing` hands to a new process should be small, as that
+        # prints a traceback if we are killed halfway.
+        self._first: list[Any] = [task]
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
 
     def __call__(self, piece: Any) -> Any:
         try:
+            while self._first:
+                self._connection.send(self._first.pop())
             self._connection.send(piece)
             done, result = self._connection.recv()
         except (EOFError, OSError):
@@ -103,11 +108,12 @@ class _Worker:
         self._connection.close()
 
 
-def _serve(connection: Connection, task: Callable[[Any], Any]) -> None:
+def _serve(connection: Connection) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     try:
+        task: Callable[[Any], Any] = connection.recv()
         while True:
             piece = connection.recv()
             try:

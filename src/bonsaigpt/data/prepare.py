@@ -17,20 +17,21 @@ from bonsaigpt.config import (
     TextData,
     ZeroOneData,
 )
+from bonsaigpt.data.batch_source import source_of
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora import open_text
 from bonsaigpt.data.corpora.source import Source
 from bonsaigpt.data.growing import claim
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.data.pool import cores
-from bonsaigpt.data.preparation import Advance, Preparation, Say, silent
 from bonsaigpt.data.remote import corpus_folder
 from bonsaigpt.data.shards import Corpus, Counts, open_corpus, verify_shards
-from bonsaigpt.data.sources import source_of
+from bonsaigpt.data.tokenising import Preparation
 from bonsaigpt.data.tokenizers import CharTokenizer, Tokenizer, given_tokenizer
 from bonsaigpt.data.toys import zero_one
 from bonsaigpt.data.writing import CorpusWriter
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance, Say, silent
 
 __all__ = ["file_hashes", "open_source", "prepare", "prepare_source"]
 
@@ -44,7 +45,7 @@ def open_source(config: RunConfig, corpora: Path, *, say: Say = silent, advance:
     def corpus_of(data: ReadingData) -> Corpus:
         return prepare(data, corpora, seed=config.seed, say=say, advance=advance)  # type: ignore[arg-type]
 
-    return source_of(config, corpus_of, say=say, advance=advance)
+    return source_of(config, corpus_of, corpora, say=say, advance=advance)
 
 
 def prepare(
@@ -74,7 +75,7 @@ def prepare(
     if isinstance(config, TaskData):
         raise DataError(f"the toy `{config.kind}` is made while training: there is nothing to prepare.")
     if isinstance(config, MixtureData):
-        raise DataError("a mixture is prepared part by part: prepare its parts, or train, which does it.")
+        raise DataError("a mixture has no corpus of its own: prepare its parts one by one.")
     if isinstance(config, CorpusData):
         corpus = open_corpus(corpus_folder(config.path, corpora, advance=advance))
         verify_shards(corpus, file_hashes(corpora), advance=advance)
@@ -107,6 +108,8 @@ def prepare_source(
         if work is None:
             corpus = open_corpus(folder)
         else:
+            if note := source.note():
+                say(f"{source.name}: {note}")
             preparation = Preparation(config, source, work, tokenizer, workers=workers, say=say, advance=advance)
             corpus = preparation.run()
     verify_shards(corpus, hashes or file_hashes(corpora), advance=advance)

@@ -16,6 +16,7 @@ from typing import Any
 
 from bonsaigpt.errors import DataError, DeviceError
 from bonsaigpt.files import file_aside
+from bonsaigpt.progress import Advance
 
 __all__ = ["corpus_folder"]
 
@@ -23,7 +24,7 @@ _CHUNK = 2**22
 """Bytes that are read at once."""
 
 
-def corpus_folder(path: str, corpora: Path, *, advance: Callable[[str, int, int], None]) -> Path:
+def corpus_folder(path: str, corpora: Path, *, advance: Advance) -> Path:
     """The folder of a corpus: a local one as it is; a remote one in ``corpora``, fetched first as far as it is missing.
 
     Raises:
@@ -38,6 +39,7 @@ def corpus_folder(path: str, corpora: Path, *, advance: Callable[[str, int, int]
     try:
         shards = json.loads(described)["shards"]
         wanted = {str(s["file"]): str(s["sha256"]) for s in shards}
+        tokenizer_digest = json.loads(described)["tokenizer"].get("sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}/corpus.json does not describe a corpus ({error}): check the address.") from None
     if strange := [file for file in wanted if Path(file).name != file]:
@@ -50,13 +52,15 @@ def corpus_folder(path: str, corpora: Path, *, advance: Callable[[str, int, int]
     for file, digest in wanted.items():
         if not (folder / file).exists():
             _fetch(path, folder / file, digest, advance)
-    for file, content in (("tokenizer.json", _read(path, "tokenizer.json")), ("corpus.json", described)):
+    tokenizer = _read(path, "tokenizer.json")
+    _check(path, "tokenizer.json", hashlib.sha256(tokenizer).hexdigest(), tokenizer_digest)
+    for file, content in (("tokenizer.json", tokenizer), ("corpus.json", described)):
         with file_aside(folder / file) as aside:
             aside.write_bytes(content)
     return folder
 
 
-def _fetch(path: str, target: Path, digest: str, advance: Callable[[str, int, int], None]) -> None:
+def _fetch(path: str, target: Path, digest: str, advance: Advance) -> None:
     found = hashlib.sha256()
     with file_aside(target) as aside:
         with _open(path, target.name) as source, aside.open("wb") as out:
@@ -64,11 +68,16 @@ def _fetch(path: str, target: Path, digest: str, advance: Callable[[str, int, in
                 out.write(chunk)
                 found.update(chunk)
                 advance(f"fetching {target.name}", out.tell(), 0)
-        if found.hexdigest() != digest:
-            raise DataError(
-                f"{path}/{target.name} has the SHA-256 {found.hexdigest()[:12]}..., its corpus.json says "
-                f"{digest[:12]}...: it was changed or damaged on its way. Try again, or prepare it anew over there"
-            )
+        _check(path, target.name, found.hexdigest(), digest)
+
+
+def _check(path: str, file: str, found: str, stated: str | None) -> None:
+    """Compare hashes; corpora of earlier versions state none of their tokenizer."""
+    if stated is not None and found != stated:
+        raise DataError(
+            f"{path}/{file} has the SHA-256 {found[:12]}..., its corpus.json says {stated[:12]}...: it was changed or "
+            "damaged on its way. Try again, or prepare it anew over there"
+        )
 
 
 def _read(path: str, file: str) -> bytes:

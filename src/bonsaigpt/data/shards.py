@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.data.stream import Files, FileShard, TokenStream
 from bonsaigpt.data.tokenizers import Tokenizer, from_json
 from bonsaigpt.errors import CheckpointError, DataError
+from bonsaigpt.progress import Advance, silent
 
 __all__ = ["Corpus", "Counts", "ShardInfo", "find_corpora", "open_corpus", "verify_shards"]
 
@@ -100,7 +100,11 @@ class Corpus:
             "dropped": self.dropped,
             "split": self.split,
             "counts": {split: asdict(counts) for split, counts in self.counts.items()},
-            "tokenizer": {"kind": self.tokenizer.kind, "vocab_size": self.tokenizer.vocab_size},
+            "tokenizer": {
+                "kind": self.tokenizer.kind,
+                "vocab_size": self.tokenizer.vocab_size,
+                "sha256": hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest(),
+            },
             "dtype": self.dtype,
             "shards": [asdict(s) for s in self.shards],
             "notes": self.notes,
@@ -112,17 +116,23 @@ def _fingerprint(hashes: Any) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def open_corpus(folder: Path, *, verify: bool = False) -> Corpus:
-    """Open a corpus; sizes are always checked, the hashes of all shards with ``verify``.
+def open_corpus(folder: Path) -> Corpus:
+    """Open a corpus; the sizes of its shards are checked, and the hash of its tokenizer. ``verify_shards`` reads them.
 
     Raises:
-        DataError: not a corpus, or a shard is missing, truncated or changed.
+        DataError: not a corpus, its tokenizer was changed, or a shard is missing or truncated.
     """
     try:
         told = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         if told["format"] > FORMAT:
             raise DataError(f"{folder} was written by a newer version of this program: update, or delete it")
-        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = (folder / "tokenizer.json").read_bytes()
+        stated = told["tokenizer"].get("sha256")  # none in corpora of earlier versions
+        if stated is not None and hashlib.sha256(tokenizer).hexdigest() != stated:
+            raise DataError(
+                f"{folder}/tokenizer.json was changed since it was written (its SHA-256 is not that of corpus.json): "
+                f"copy it from a backup, or delete {folder} to prepare it anew"
+            )
         corpus = Corpus(
             folder=folder,
             source=told["source"],
@@ -135,7 +145,7 @@ def open_corpus(folder: Path, *, verify: bool = False) -> Corpus:
             dtype=told["dtype"],
             shards=tuple(ShardInfo(**s) for s in told["shards"]),
             notes=told["notes"],
-            tokenizer=from_json(tokenizer, origin=f"{folder}/tokenizer.json"),
+            tokenizer=from_json(tokenizer.decode("utf-8"), origin=f"{folder}/tokenizer.json"),
         )
         for shard in corpus.shards:
             path = folder / shard.file
@@ -146,14 +156,10 @@ def open_corpus(folder: Path, *, verify: bool = False) -> Corpus:
                 )
     except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
         raise DataError(f"{folder} is not a whole corpus ({error}): delete it to prepare it anew") from None
-    if verify:
-        verify_shards(corpus, FileHashes())
     return corpus
 
 
-def verify_shards(
-    corpus: Corpus, hashes: FileHashes, *, anew: bool = False, advance: Callable[[str, int, int], None] | None = None
-) -> None:
+def verify_shards(corpus: Corpus, hashes: FileHashes, *, anew: bool = False, advance: Advance = silent) -> None:
     """Compare the hash of every shard with what was written; those that ``hashes`` remembers are not read, unless
     ``anew``. ``advance`` follows the bytes that are.
 
@@ -169,8 +175,7 @@ def verify_shards(
     def step(count: int) -> None:
         nonlocal done
         done += count
-        if advance is not None:
-            advance("verifying shards", done, total)
+        advance("verifying shards", done, total)
 
     try:
         changed = [p for p, s in zip(paths, corpus.shards, strict=True) if hashes.sha256(p, step) != s.sha256]

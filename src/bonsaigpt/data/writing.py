@@ -11,14 +11,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bonsaigpt.config import SHARD_TOKENS
 from bonsaigpt.data.shards import Corpus, Counts, ShardInfo, open_corpus
 from bonsaigpt.data.tokenizers import Tokenizer, smallest_dtype
 from bonsaigpt.files import folder_aside, replace_folder, sync, write_text, writing
 
-__all__ = ["SHARD_TOKENS", "CorpusWriter", "ShardWriter"]
-
-SHARD_TOKENS = 1 << 27
-"""Tokens of a shard: a quarter of a GB at 2 bytes each."""
+__all__ = ["CorpusWriter", "ShardWriter"]
 
 _BLOCK = 4 << 20
 

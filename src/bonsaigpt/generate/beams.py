@@ -123,7 +123,7 @@ class _Search:
         """Whether no hypothesis at work can still enter the best: its probability only falls."""
         if len(self.ended) < self.decoder.rows:
             return False
-        worst = sorted(-score for score, _ in self.ended)[self.decoder.rows - 1]
+        last = sorted((score for score, _ in self.ended), reverse=True)[self.decoder.rows - 1]
         made = len(self.live[0][1].tokens) - self.prompt
         lengths = (made + 1, self.request.max_tokens)
-        return all(max(score / length**self.penalty for length in lengths) < -worst for score, _ in self.live)
+        return all(max(score / length**self.penalty for length in lengths) < last for score, _ in self.live)

@@ -62,16 +62,19 @@ def read(decoder: Decoder, contexts: Sequence[Context]) -> np.ndarray:
     """
     fresh = [context.unread() for context in contexts]
     single = [i for i, context in enumerate(contexts) if context.held and len(fresh[i]) == 1]
-    for i in single:
-        contexts[i].held += 1
     if len(single) == len(contexts):
         rows = np.array([context.row for context in contexts])
-        return decoder.step(rows, np.array([tokens[0] for tokens in fresh]))
+        logits_RV = decoder.step(rows, np.array([tokens[0] for tokens in fresh]))
+        for context in contexts:
+            context.held += 1
+        return logits_RV
     found: dict[int, np.ndarray] = {}
     if single:
         rows = np.array([contexts[i].row for i in single])
         stepped = decoder.step(rows, np.array([fresh[i][0] for i in single]))
         found |= {i: logits.copy() for i, logits in zip(single, stepped, strict=True)}
+        for i in single:
+            contexts[i].held += 1
     for i, context in enumerate(contexts):
         if i not in found:
             decoder.truncate(context.row, context.held)

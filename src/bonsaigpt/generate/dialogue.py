@@ -66,10 +66,10 @@ class Dialogue:
 
         Raises:
             TokenizerError: a character that the model does not know; the dialogue is as it was.
+            GenerateError: the turn does not fit; the dialogue is as it was.
         """
         turn = self._tokenizer.encode(self._template.turn(text)).tolist()
-        self._before, self._tries = [*self._history, *turn], 0
-        return self._answer()
+        return self._answer([*self._history, *turn], 0)
 
     def retry(self) -> Generator[Event, None, None]:
         """Another answer to the last turn, with other noise.
@@ -79,24 +79,43 @@ class Dialogue:
         """
         if self._before is None:
             raise GenerateError("nothing was said yet: there is no answer to give again")
-        self._tries += 1
-        return self._answer()
+        return self._answer(self._before, self._tries + 1)
 
-    def _answer(self) -> Generator[Event, None, None]:
-        assert self._before is not None
-        sampling = replace(self._request.sampling, row=self._request.sampling.row + self._tries)
-        request = replace(self._request, prompt=self._before, stop=(self._template.stop,), sampling=sampling)
-        return self._events(self._before, request)
+    def _answer(self, before: list[int], tries: int) -> Generator[Event, None, None]:
+        sampling = replace(self._request.sampling, row=self._request.sampling.row + tries)
+        request = replace(self._request, prompt=before, stop=(self._template.stop,), sampling=sampling)
+        number = self._session.add(request)
+        self._before, self._tries = before, tries
+        return self._events(before, number)
 
-    def _events(self, before: list[int], request: Request) -> Generator[Event, None, None]:
-        number, answer = self._session.add(request), ""
+    def _events(self, before: list[int], number: int) -> Generator[Event, None, None]:
+        answer, chosen = "", list[int]()
         try:
             while self._session.busy:
                 for event in self._session.step():
                     if event.request == number:
+                        event.check()
                         answer += event.piece
+                        chosen += [event.token] if event.token is not None else []
                         yield event
         finally:  # however it ended, what was said is said
             self._session.cancel(number)
             text = answer.removesuffix(self._template.end) + self._template.end
-            self._history = [*before, *self._tokenizer.encode(text).tolist()]
+            self._history = [*before, *self._tokens(text, chosen)]
+
+    def _tokens(self, text: str, chosen: list[int]) -> list[int]:
+        """A text as the tokens that the model chose for it, which its cache holds, as far as they go."""
+        rest, data = text.encode(), b""
+        for count, token in enumerate(chosen):
+            data += self._tokenizer.decode_bytes([token])
+            if not rest.startswith(data):
+                chosen = chosen[:count]
+                break
+        while chosen:
+            try:
+                left = rest[len(self._tokenizer.decode_bytes(chosen)) :].decode()
+            except UnicodeDecodeError:  # the last one ends within a character
+                chosen = chosen[:-1]
+            else:
+                return [*chosen, *self._tokenizer.encode(left).tolist()]
+        return self._tokenizer.encode(text).tolist()

@@ -12,9 +12,10 @@ from bonsaigpt.sampling import Pattern, Sampling
 
 __all__ = ["Completion", "Event", "Finish", "LogProb", "Request"]
 
-Finish = Literal["length", "stop_string", "stop_token", "complete", "incomplete", "stuck", "cancelled"]
+Finish = Literal["length", "stop_string", "stop_token", "complete", "incomplete", "stuck", "cancelled", "failed"]
 """Why a text ended: ``max_tokens`` were made; a stop string or token came; the pattern is complete and the model would
-go elsewhere; ``max_tokens`` came before the pattern was complete; no token can go on with the pattern; cancelled."""
+go elsewhere; ``max_tokens`` came before the pattern was complete; no token can go on with the pattern; cancelled;
+something went wrong (``Event.error``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,13 @@ class Event:
     logprob: LogProb | None = None
     finish: Finish | None = None
     """The last event of a request says why it ended."""
+    error: str | None = None
+    """What went wrong, of a request that failed."""
+
+    def check(self) -> None:
+        """Raise ``GenerateError`` if the request failed."""
+        if self.error is not None:
+            raise GenerateError(self.error)
 
 
 @dataclass
@@ -94,6 +102,6 @@ class Completion:
         self.finish = event.finish
 
     @property
-    def mean_logprob(self) -> float:
-        """Mean log-probability of a token, in nats; needs ``Request.logprobs``. No token at all counts as certain."""
-        return sum(p.logprob for p in self.logprobs) / max(1, len(self.logprobs))
+    def mean_logprob(self) -> float | None:
+        """Mean log-probability of a token, in nats; needs ``Request.logprobs``. None if there is no token."""
+        return sum(p.logprob for p in self.logprobs) / len(self.logprobs) if self.logprobs else None

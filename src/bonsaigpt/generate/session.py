@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -75,11 +75,11 @@ class Session:
         self.decoder, self.tokenizer = decoder, tokenizer
         self.speculation = Speculation()
         """How often the draft was right."""
-        self._vocab_size = vocab_size if vocab_size is not None else tokenizer.vocab_size if tokenizer else None
+        self._vocab_size = vocab_size or (tokenizer.vocab_size if tokenizer is not None else decoder.vocabulary)
         self._draft, self._reuse = draft, reuse
         self._rows: dict[int, _Row] = {}
         self._held = [_Held() for _ in range(decoder.rows)]
-        self._queue: deque[tuple[int, Request]] = deque()
+        self._queue: deque[tuple[int, Request, Chooser]] = deque()
         self._ended: list[Event] = []
         self._count = 0
 
@@ -92,8 +92,13 @@ class Session:
         check_lengths(len(request.prompt), request.max_tokens, self.decoder.block_size, request.overflow, request.slide)
         if self.tokenizer is None and request.stop:
             raise GenerateError("stop strings need a tokenizer: give one to the session")
+        prompt = np.asarray(request.prompt, dtype=np.int64)
+        if prompt.min() < 0 or prompt.max() >= self._vocab_size:
+            raise GenerateError(f"a token of the prompt is outside the vocabulary of {self._vocab_size}")
+        constraint = request.pattern.start() if request.pattern is not None else None
+        chooser = Chooser(request.sampling, prompt=prompt, vocab_size=self._vocab_size, constraint=constraint)
         number, self._count = self._count, self._count + 1
-        self._queue.append((number, request))
+        self._queue.append((number, request, chooser))
         return number
 
     def cancel(self, number: int) -> None:
@@ -112,27 +117,38 @@ class Session:
         return bool(self._rows or self._queue or self._ended)
 
     def step(self) -> list[Event]:
-        """Admit what fits, then make the next token of every row at work; with a draft perhaps several of each."""
+        """Admit what fits, then make the next token of every row at work; with a draft perhaps several of each.
+
+        What goes wrong with one request, such as logits that are not finite, ends that request alone.
+        """
         self._admit()
         events, self._ended = self._ended, []
-        rows = [self._rows[row] for row in sorted(self._rows)]
-        if self._draft is not None:
-            rows = [row for row in rows if not self._speculate(row, events)]
+        rows: list[_Row] = []
+        for _, row in sorted(self._rows.items()):
+            try:
+                if self._draft is None or not self._speculate(row, events):
+                    rows.append(row)
+            except GenerateError as error:
+                events.append(self._fail(row, error))
         if rows:
             logits_RV = self._logits(rows)
-            positions = [len(row.context.tokens) for row in rows]
-            tokens = choose_rows(logits_RV, [row.chooser for row in rows], positions)
-            for row, token, logits_V in zip(rows, tokens, logits_RV, strict=True):
-                events.append(self._take(row, token, logits_V))
+            for row, token, logits_V in zip(rows, _choose(rows, logits_RV), logits_RV, strict=True):
+                failed = isinstance(token, GenerateError)
+                events.append(self._fail(row, token) if failed else self._take(row, token, logits_V))
         return events
 
     def run(
         self, requests: Iterable[Request], *, on_event: Callable[[Event], None] = lambda event: None
     ) -> list[Completion]:
-        """Add requests and step until all is done; what became of them, in their order."""
+        """Add requests and step until all is done; what became of them, in their order.
+
+        Raises:
+            GenerateError: a request can never be met, or failed.
+        """
         found = {number: Completion(number) for number in [self.add(request) for request in requests]}
         while self.busy:
             for event in self.step():
+                event.check()
                 if event.request in found:
                     found[event.request].take(event)
                 on_event(event)
@@ -142,7 +158,7 @@ class Session:
 
     def _admit(self) -> None:
         while self._queue and len(self._rows) < self.decoder.rows:
-            number, request = self._queue.popleft()
+            number, request, chooser = self._queue.popleft()
             if request.max_tokens == 0:
                 self._ended.append(Event(number, finish="length"))
                 continue
@@ -151,12 +167,6 @@ class Session:
             prompt = [int(token) for token in request.prompt]
             context = Context(0, prompt, block=block, slide=slide)
             logits_V = self._place(context)
-            chooser = Chooser(
-                request.sampling,
-                prompt=np.array(prompt),
-                vocab_size=self._vocab_size or len(logits_V),
-                constraint=request.pattern.start() if request.pattern is not None else None,
-            )
             stream = TextStream(self.tokenizer, request.stop) if self.tokenizer is not None else None
             self._rows[context.row] = _Row(number, request, context, chooser, stream, logits_V=logits_V)
 
@@ -170,6 +180,8 @@ class Session:
         for source, held in enumerate(self._held):
             if held.logits_V is None or held.prompt != prompt or not held.still_begins_with(prompt):
                 continue
+            if self.decoder.reach(source, len(prompt)) != len(prompt):  # its cache has forgotten what it was then
+                continue
             context.row = source if source in free else free[0]
             if source != context.row:
                 self.decoder.copy_row(source, context.row)
@@ -179,7 +191,7 @@ class Session:
             return held.logits_V
         common = {row: self._common(row, prompt) if self._reuse else 0 for row in free}
         context.row = max(free, key=lambda row: (common[row], -row))
-        context.held = min(common[context.row], len(prompt) - 1)
+        context.held = self.decoder.reach(context.row, min(common[context.row], len(prompt) - 1))
         self.decoder.truncate(context.row, context.held)
         [logits_V] = read(self.decoder, [context])
         self._held[context.row] = _Held(context, prompt, logits_V)
@@ -262,6 +274,11 @@ class Session:
             return self._end(row, finish, token=token, piece=piece, logprob=logprob)
         return Event(row.number, token, piece, logprob)
 
+    def _fail(self, row: _Row, error: GenerateError) -> Event:
+        """The row ends, and nobody goes on from what its cache holds."""
+        self._held[row.context.row] = _Held()
+        return replace(self._end(row, "failed"), error=str(error))
+
     def _end(
         self, row: _Row, finish: Finish, *, token: int | None = None, piece: str = "", logprob: LogProb | None = None
     ) -> Event:
@@ -270,6 +287,22 @@ class Session:
         if row.stream is not None:
             piece += row.stream.finish()
         return Event(row.number, token, piece, logprob, finish)
+
+
+def _choose(rows: Sequence[_Row], logits_RV: np.ndarray) -> Sequence[int | GenerateError]:
+    """The next token of each row, or why it has none."""
+    choosers, positions = [row.chooser for row in rows], [len(row.context.tokens) for row in rows]
+    try:
+        return choose_rows(logits_RV, choosers, positions)
+    except GenerateError:  # of some row: one by one then
+        return [_choose_one(*each) for each in zip(choosers, logits_RV, positions, strict=True)]
+
+
+def _choose_one(chooser: Chooser, logits_V: np.ndarray, position: int) -> int | GenerateError:
+    try:
+        return chooser.choose(logits_V, position=position)
+    except GenerateError as error:
+        return error
 
 
 def _report(logits_V: np.ndarray, token: int, top: int | None) -> LogProb | None:

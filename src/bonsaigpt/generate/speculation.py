@@ -87,6 +87,7 @@ class ModelDraft:
             seen, wanted = last.seen(), own.unread()
             while own.held < min(len(seen), len(wanted) - 1) and seen[own.held] == wanted[own.held]:
                 own.held += 1
+            own.held = self._decoder.reach(own.row, own.held)
             self._decoder.truncate(own.row, own.held)
         self._read[context.row] = own
         return own

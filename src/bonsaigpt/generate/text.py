@@ -14,7 +14,7 @@ class TextStream:
     """The text of one row, in pieces that will not be taken back.
 
     Args:
-        stop: where the first of these begins, the text ends; they are found across tokens.
+        stop: where the one of these begins that is complete first, the text ends, wherever tokens have their borders.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -43,9 +43,10 @@ class TextStream:
             self.text += fresh
             return fresh
         text = self._pending + fresh
-        found = [(text.find(stop), stop) for stop in self._stop if stop in text]
+        found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stop if stop in text]
         if found:
-            at, self.stopped = min(found)
+            end, _, self.stopped = min(found)
+            at = end - len(self.stopped)
             piece, self._pending = text[:at], ""
         else:
             keep = 0 if final else self._may_become_stop(text)

@@ -55,7 +55,10 @@ def generate(
     for request in requests:
         session.add(request)
     for _ in range(tokens):
-        yield np.array([event.token for event in session.step()], dtype=np.int64)
+        events = session.step()
+        for event in events:
+            event.check()
+        yield np.array([event.token for event in events], dtype=np.int64)
 
 
 def generate_text(
@@ -92,6 +95,8 @@ def generate_text(
 def best_first(completions: list[Completion]) -> list[Completion]:
     """Best of n: the texts by their mean log-probability of a token, by the model's own distribution.
 
-    The mean and not the sum: of texts that end by themselves the sum would take the shortest.
+    The mean and not the sum: of texts that end by themselves the sum would take the shortest. A text without a token
+    has no mean, and comes last.
     """
-    return sorted(completions, key=lambda done: -done.mean_logprob)
+    means = [(done, done.mean_logprob) for done in completions]
+    return [done for done, _ in sorted(means, key=lambda pair: np.inf if pair[1] is None else -pair[1])]

@@ -11,11 +11,22 @@ attention has no keys to keep; its layers ``recall`` and ``remember`` a state of
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from bonsaigpt.config import LinearAttention, ModelConfig
+from bonsaigpt.kv.text import read_policy, write_policy
 
-__all__ = ["EMPTY", "KVCache", "full_bits_per_token", "state_bits", "state_shape"]
+__all__ = [
+    "EMPTY",
+    "AttendingCache",
+    "KVCache",
+    "full_bits_per_token",
+    "read_policy",
+    "state_bits",
+    "state_shape",
+    "write_policy",
+]
 
 EMPTY = -1
 """Position of a slot that holds nothing."""
@@ -47,6 +58,30 @@ class KVCache(Protocol):
     def bits(self) -> int:
         """Bits of everything held, from the buffers' own sizes."""
         ...
+
+
+class AttendingCache(ABC):
+    """A cache that is asked for the attention itself: what it holds need not be keys after RoPE, and which tokens stay
+    may depend on what the queries looked at."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens seen so far: the position of the next one."""
+
+    @abstractmethod
+    def attend(self, attention: Any, x_BTD: Any, qk_BTHK: Any, v_BTGK: Any) -> Any:
+        """Attention of the new tokens of one layer to what is held and to themselves, (B, H, T, K); then take them in.
+
+        Args:
+            attention: the layer.
+            x_BTD: its input.
+            qk_BTHK: queries and keys of the new tokens, side by side, before RoPE.
+        """
+
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of everything held, from the buffers' own sizes."""
 
 
 def full_bits_per_token(config: ModelConfig, *, bits: int = 32) -> int:

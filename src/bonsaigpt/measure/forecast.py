@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.engines import Engine
 from bonsaigpt.measure.accounting import flops_per_token, matrix_parameters
 from bonsaigpt.measure.scaling import Prediction, Scaling
+from bonsaigpt.progress import Advance, silent
 from bonsaigpt.spec import initial_value, parameter_count, parameters
 from bonsaigpt.trace import Room, StepMemory
 
@@ -30,8 +30,6 @@ MANY_EPOCHS = 4.0
 _STEPS = 3
 """That are timed, after one that warms up."""
 
-Advance = Callable[[str, int, int], None]
-"""``advance(what, done, total)``; total 0 means that nobody knows."""
 _Size = tuple[int, int]
 """Windows and context of a step (see ``data/plan.py``)."""
 
@@ -131,7 +129,7 @@ def forecast(
     begin: int = 0,
     fresh: bool = True,
     deciding: float = 0.0,
-    advance: Advance = lambda what, done, total: None,
+    advance: Advance = silent,
 ) -> Forecast:
     """Foresee a run of a resolved configuration.
 

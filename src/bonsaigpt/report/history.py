@@ -16,7 +16,9 @@ import numpy as np
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import ConfigError
+from bonsaigpt.measure.health import Finding, Health
 from bonsaigpt.spec import parameter_count
+from bonsaigpt.train.callbacks.health import read_health
 from bonsaigpt.train.callbacks.jsonl import read_metrics
 
 __all__ = ["History", "Sample", "Series", "read_history"]
@@ -52,6 +54,10 @@ class History:
     """Training time, evaluation and saving left out."""
     best: dict[str, Any]
     """The evaluation of lowest loss; empty if there was none."""
+    health: list[Health]
+    """The looks at it; see docs/health.md."""
+    findings: list[Finding]
+    """What was wrong with it."""
 
     @property
     def finished(self) -> bool:
@@ -96,6 +102,7 @@ def read_history(run: RunDirectory) -> History:
         parameters = parameter_count(config.model)
     except ConfigError:  # a vocabulary that was never set
         parameters = None
+    health, monitor = read_health(run.path / "health.jsonl", config.model)
     return History(
         config=config,
         environment=run.environment,
@@ -107,6 +114,8 @@ def read_history(run: RunDirectory) -> History:
         tokens=int(_last(records, "tokens")),
         seconds=_last(records, "seconds"),
         best=min(evaluations, key=lambda r: r["val_loss"], default={}),
+        health=health,
+        findings=list(monitor.findings.values()),
     )
 
 

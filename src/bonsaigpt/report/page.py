@@ -12,6 +12,7 @@ from bonsaigpt.config import Config
 from bonsaigpt.files import write_text
 from bonsaigpt.recipes import flatten
 from bonsaigpt.report.curves import SMALL, WIDE, Curve, chart, seconds_axis, smoothed
+from bonsaigpt.report.health import health_section
 from bonsaigpt.report.history import History, Sample, read_history
 from bonsaigpt.report.markup import document, figures, panel, settings_table, swatch, text
 from bonsaigpt.units import duration, named, size
@@ -35,6 +36,7 @@ def write_report(run: RunDirectory) -> Path:
         _head(name, history),
         _key_figures(history),
         _curves(history),
+        health_section(history.health, history.findings),
         _samples(history),
         _commands(run.path, history),
         _configuration(history),

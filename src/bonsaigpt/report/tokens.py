@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bonsaigpt.data.looking import LONGEST, SplitStats
+from bonsaigpt.data.looking import SplitStats
 from bonsaigpt.data.shards import Corpus
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.report.curves import INK, frame, inline, mark
@@ -23,6 +23,8 @@ __all__ = ["frequent_tokens", "token_page", "token_png"]
 _SIZE = (440, 300)
 _PAPER_INK = "#23261f"
 _PAPER = ("#2c6e4d", "#c0703a")
+_BARS = 24
+"""For documents of similar length."""
 _MOST = 24
 """Tokens in the table."""
 
@@ -49,7 +51,7 @@ def token_page(corpus: Corpus, stats: Sequence[SplitStats], path: Path) -> Path:
     )
     drawings = [panel("How often a token occurs, by its rank", text(note), _svg("ranks", stats))]
     if stats[0].lengths is not None:
-        note = "Width of a bar: a factor of 1.41. " + "; ".join(
+        note = "; ".join(
             f"{s.split}: half have at most {s.length_quantile(0.5):,} tokens, 99 % at most {s.length_quantile(0.99):,}"
             for s in stats
         )
@@ -154,21 +156,52 @@ def _ranks(axes: Axes, stats: Sequence[SplitStats], ink: str, colours: Sequence[
 
 
 def _lengths(axes: Axes, stats: Sequence[SplitStats], ink: str, colours: Sequence[str]) -> None:
-    from matplotlib.ticker import NullLocator, PercentFormatter
+    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
     frame(axes, ink=ink)
-    edges = 2 ** np.arange(-0.25, np.log2(LONGEST) + 1, 0.5)
-    lowest, highest = LONGEST, 1
-    for split, colour in zip(stats, colours, strict=False):
-        assert split.lengths is not None
-        there = np.flatnonzero(split.lengths)
-        weights, _ = np.histogram(np.maximum(there, 1), bins=edges, weights=split.lengths[there])
-        axes.stairs(weights / weights.sum(), edges, color=colour, linewidth=1.8)
-        lowest, highest = min(lowest, int(there[0])), max(highest, int(there[-1]))
-    axes.set_xscale("log", base=10)
-    axes.set_xlim(max(1, lowest / 2), highest * 2)
+    counts = [split.lengths for split in stats if split.lengths is not None]
+    there = np.maximum(np.flatnonzero(sum(counts)), 1)
+    edges, is_wide = length_edges(int(there[0]), int(there[-1]))
+    for number, (lengths, colour) in enumerate(zip(counts, colours, strict=False)):
+        weights, _ = np.histogram(np.maximum(np.arange(len(lengths)), 1), bins=edges, weights=lengths)
+        share = weights / weights.sum()
+        if number == 0:  # the first as a surface, so that another's outline shows on it
+            axes.stairs(share, edges, color=colour, fill=True, alpha=0.35)
+        axes.stairs(share, edges, color=colour, linewidth=1.0 if number == 0 else 1.8)
+    if is_wide:
+        axes.set_xscale("log", base=10)
+    axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator(length_ticks(edges[0], edges[-1], is_wide)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens in a document", loc="right", color=ink, labelpad=7)
     axes.set_ylabel("share of documents", loc="top", color=ink, labelpad=7)
+
+
+def length_edges(lowest: int, highest: int) -> tuple[np.ndarray, bool]:
+    """Edges of bars over lengths from ``lowest`` to ``highest``, between whole numbers; and whether they grow by a
+    factor, a quarter octave, because the range is that wide. Else bars are equally wide, about ``_BARS`` of them."""
+    is_wide = highest >= 8 * lowest
+    if is_wide:
+        count = int(np.ceil(4 * np.log2((highest + 1) / lowest)))
+        edges = np.ceil(lowest * 2 ** (np.arange(count + 1) / 4)) - 0.5
+    else:
+        width = max(1, -(-(highest - lowest + 1) // _BARS))
+        edges = np.arange(lowest, highest + width + 1, width) - 0.5
+    return np.unique(edges), is_wide
+
+
+def length_ticks(low: float, high: float, is_wide: bool) -> list[float]:
+    """Three to eight round numbers between ``low`` and ``high``, or as many whole ones as there are."""
+    steps = ((1,), (1, 3), (1, 2, 5)) if is_wide else ()
+    for digits in steps:
+        found = [d * 10.0**power for power in range(7) for d in digits if low <= d * 10.0**power <= high]
+        if len(found) >= 3:
+            return found
+    for step in (d * 10**power for power in range(6, -1, -1) for d in (5, 2, 1)):
+        found = [float(x) for x in range(int(np.ceil(low / step)) * step, int(high) + 1, step)]
+        if len(found) >= 3:
+            return found
+    return [float(x) for x in range(int(np.ceil(low)), int(high) + 1)]

@@ -134,7 +134,17 @@ class Chooser:
         _check_finite(largest)
         if self.is_plain:
             return logits, largest
-        logits = logits.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            logits = self._ruled(logits.astype(np.float64))
+        largest = float(np.maximum.reduce(logits))
+        if largest == -np.inf:
+            raise GenerateError("no token of the vocabulary can go on with the pattern: change the pattern")
+        if not math.isfinite(largest):
+            raise GenerateError("the penalties make an infinity of a logit: use milder ones")
+        return logits, largest
+
+    def _ruled(self, logits: np.ndarray) -> np.ndarray:
+        """Rules 1 to 3, in place."""
         s = self.sampling
         if s.repetition_penalty != 1:
             # Keskar et al. 2019, section 4.1, with the sign that it takes to make negative logits less likely too.
@@ -147,10 +157,7 @@ class Chooser:
         # Where the pattern is complete the model is free: what leaves the pattern ends the text.
         if self.constraint is not None and not self.constraint.is_done():
             logits[~self.constraint.allowed()] = -np.inf
-        largest = float(np.maximum.reduce(logits))
-        if largest == -np.inf:
-            raise GenerateError("no token of the vocabulary can go on with the pattern: change the pattern")
-        return logits, largest
+        return logits
 
 
 def choose_rows(logits_RV: np.ndarray, choosers: Sequence[Chooser], positions: Sequence[int]) -> list[int]:

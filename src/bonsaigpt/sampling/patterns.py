@@ -7,6 +7,7 @@ parts of the pattern, or be of any tokenizer's making.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -74,9 +75,13 @@ def json_schema(schema: str, pieces: Sequence[bytes], *, origin: str) -> Pattern
     library = _library()
     what = f"the JSON schema in {origin}"
     try:
-        json.loads(schema)
+        asked = json.loads(schema)
     except ValueError as error:
         raise GenerateError(f"{what} is not JSON: {error}") from None
+    if isinstance(asked, bool):  # schemas too: everything fits, nothing does
+        if not asked:
+            raise GenerateError(f"{what} is `false`, which no value fits: use another")
+        schema = "{}"
     try:
         compiled = json.loads(
             library.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
@@ -138,4 +143,5 @@ def _first_words(message: str) -> str:
     """The library's message, without its drawing of the place and on one line."""
     lines = [line.strip() for line in message.splitlines()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return told[0] if told else " ".join(lines)[:200]
+    # What is left of the grammar that we wrote around the pattern would tell the user nothing.
+    return told[0] if told else " ".join(itertools.takewhile(lambda line: "%llguidance" not in line, lines))[:200]

@@ -11,12 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.config import ModelConfig, SoftmaxAttention
-from bonsaigpt.kv import KVCache
+from bonsaigpt.kv import AttendingCache, KVCache
 from bonsaigpt.structure import Structure
 from bonsaigpt.torch_engine.elementwise import rms_norm, rotate
 from bonsaigpt.torch_engine.linear import Linear
 
-__all__ = ["Attention", "Seen", "Where", "attend", "causal_mask", "document_mask", "masks", "windows"]
+__all__ = [
+    "Attention",
+    "Seen",
+    "Where",
+    "attend",
+    "causal_mask",
+    "document_mask",
+    "masks",
+    "scores",
+    "shares",
+    "windows",
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Where:
     """True positions; None means 0 .. T-1 in every row, the case of training."""
     rotation: tuple[Tensor, Tensor] | None
     """cos and sin for these positions, (T, 1, K/2) or (B, T, 1, K/2), where the model uses RoPE."""
-    cache: KVCache | None
+    cache: KVCache | AttendingCache | None
     masks: Mapping[int | None, Tensor | None] = field(default_factory=lambda: {None: None})
     """Where a query of a layer with that window may look, (B or 1, 1, T, T); None means at every earlier position. With
     a cache it follows from the positions of its slots."""
@@ -111,6 +122,32 @@ def attend(
     )
 
 
+def scores(
+    q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None, *, sinks_H: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """q k^T scale where a query may look and -inf elsewhere, (B, H, T, S); behind them, if there are sinks, their
+    column. See ``attend``."""
+    group = q_BHTK.shape[1] // k_BGSK.shape[1]
+    if group > 1:
+        k_BGSK = k_BGSK.repeat_interleave(group, dim=1)
+    if mask is None:
+        mask = torch.ones(q_BHTK.shape[2], k_BGSK.shape[2], dtype=torch.bool, device=q_BHTK.device).tril()
+    scores_BHTS = (q_BHTK @ k_BGSK.mT) * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale)
+    scores_BHTS = scores_BHTS.masked_fill(~mask, float("-inf"))
+    if sinks_H is None:
+        return scores_BHTS
+    column = sinks_H.to(scores_BHTS.dtype)[:, None, None].expand(*scores_BHTS.shape[:-1], 1)
+    return torch.cat((scores_BHTS, column), dim=-1)
+
+
+def shares(
+    q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None, *, sinks_H: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """softmax(q k^T scale), (B, H, T, S): what each query takes of each token; the rest goes to the sinks, if there are
+    any. See ``attend``."""
+    return scores(q_BHTK, k_BGSK, mask, sinks_H=sinks_H, scale=scale).softmax(dim=-1)[..., : k_BGSK.shape[2]]
+
+
 def _attend_plainly(
     q_BHTK: Tensor,
     k_BGSK: Tensor,
@@ -123,22 +160,16 @@ def _attend_plainly(
 ) -> Tensor:
     group = q_BHTK.shape[1] // k_BGSK.shape[1]
     if group > 1:
-        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(group, dim=1), v_BGSK.repeat_interleave(group, dim=1)
-    if mask is None:
-        mask = torch.ones(q_BHTK.shape[2], k_BGSK.shape[2], dtype=torch.bool, device=q_BHTK.device).tril()
-    scores_BHTS = (q_BHTK @ k_BGSK.mT) * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale)
-    scores_BHTS = scores_BHTS.masked_fill(~mask, float("-inf"))
-    if sinks_H is None:
-        shares_BHTS = scores_BHTS.softmax(dim=-1)
-    else:
-        column = sinks_H.to(scores_BHTS.dtype)[:, None, None].expand(*scores_BHTS.shape[:-1], 1)
-        shares_BHTS = torch.cat((scores_BHTS, column), dim=-1).softmax(dim=-1)[..., :-1]
-    return F.dropout(shares_BHTS, dropout) @ v_BGSK
+        v_BGSK = v_BGSK.repeat_interleave(group, dim=1)
+    return F.dropout(shares(q_BHTK, k_BGSK, mask, sinks_H=sinks_H, scale=scale), dropout) @ v_BGSK
 
 
 class Attention(nn.Module):
     """One layer's attention. ``c_attn`` makes queries, keys and values in one product, in that order; of a layer that
     reads another's keys and values queries alone."""
+
+    scale: float | None = None
+    """Of scores; none means 1 / sqrt(K)."""
 
     def __init__(self, config: ModelConfig, layer: int, made: Mapping[str, Structure]) -> None:
         super().__init__()
@@ -157,44 +188,66 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(config.n_head)) if setting.sinks else None
         self.c_proj = Linear(made[f"{path}.c_proj.weight"], bias=config.bias)
 
-    def forward(self, x_BTD: Tensor, where: Where, shared: Seen | None = None) -> tuple[Tensor, Seen]:
-        """What the layer adds, and the keys and values that it looked at: its own, or those that were ``shared``."""
+    def heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side, before RoPE, (B, T, H + G, K), and values (B, T, G, K); G is 0 where the layer
+        reads another's keys and values."""
         B, T, _ = x_BTD.shape
-        own = 2 * self.n_kv_head if self.has_own else 0
-        if where.before is not None and self.has_own:
-            x_BTD = where.before(self.layer, x_BTD)
-        S = x_BTD.shape[1]
-        heads_BTHK = self.c_attn(x_BTD).view(B, S, self.n_head + own, self.head_width)
+        own = self.n_kv_head if self.has_own else 0
+        heads_BTHK = self.c_attn(x_BTD).view(B, T, self.n_head + 2 * own, self.head_width)
         # Queries and keys lie side by side and are treated alike: half as many operators.
-        qk_BTHK, v_BTGK = heads_BTHK.split([self.n_head + own // 2, own // 2], dim=2)
+        qk_BTHK, v_BTGK = heads_BTHK.split([self.n_head + own, own], dim=2)
         if self.qk_eps is not None:
             qk_BTHK = rms_norm(qk_BTHK, None, self.qk_eps)
-        if where.rotation is not None:
-            cos, sin = (t[..., -S:, :, :] for t in where.rotation)
-            qk_BTHK = rotate(qk_BTHK, cos, sin, neighbours=self.neighbours)
-        q_BTHK, k_BTGK = qk_BTHK.split([self.n_head, own // 2], dim=2)
-        q_BHTK, k_BGTK, v_BGTK = (t.transpose(1, 2) for t in (q_BTHK[:, -T:], k_BTGK, v_BTGK))
+        return qk_BTHK, v_BTGK
 
+    def queries_keys_values(self, x_BTD: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+        """What the layer makes of its input, normalised and turned: queries (B, H, T, K), and twice (B, G, S, K), S
+        with the tokens that are remembered."""
+        T = x_BTD.shape[1]
+        if where.before is not None and self.has_own:
+            x_BTD = where.before(self.layer, x_BTD)
+        qk_BTHK, v_BTGK = self.heads(x_BTD)
+        if where.rotation is not None:
+            cos, sin = (t[..., -x_BTD.shape[1] :, :, :] for t in where.rotation)
+            qk_BTHK = rotate(qk_BTHK, cos, sin, neighbours=self.neighbours)
+        q_BTHK, k_BTGK = qk_BTHK.split([self.n_head, v_BTGK.shape[2]], dim=2)
+        return q_BTHK[:, -T:].transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
+
+    def compared(self, x_BTD: Tensor, where: Where, shared: Seen | None) -> tuple[Tensor, Seen, Tensor | None]:
+        """Queries (B, H, T, K), the keys and values that they look at (the layer's own, which a cache takes in, or
+        those that were ``shared``), and where they may look."""
+        q_BHTK, k_BGTK, v_BGTK = self.queries_keys_values(x_BTD, where)
         if not self.has_own:
             assert shared is not None
             seen = shared
         elif where.cache is not None:
+            assert not isinstance(where.cache, AttendingCache)
             assert where.positions_BT is not None
             seen = Seen(*where.cache.extend(self.layer, k_BGTK, v_BGTK, where.positions_BT))
         else:
             seen = Seen(k_BGTK, v_BGTK, None if where.before is None else where.positions_BT)
         if seen.slots_BS is None:
-            mask = where.masks[self.window]
+            return q_BHTK, seen, where.masks[self.window]
+        assert where.positions_BT is not None
+        queries_BT = where.positions_BT[:, -x_BTD.shape[1] :]
+        return q_BHTK, seen, causal_mask(queries_BT, seen.slots_BS, self.window)
+
+    def forward(self, x_BTD: Tensor, where: Where, shared: Seen | None = None) -> tuple[Tensor, Seen | None]:
+        """What the layer adds, and the keys and values that it looked at; none where a cache attends by itself."""
+        B, T, _ = x_BTD.shape
+        seen = None
+        if isinstance(where.cache, AttendingCache):
+            y_BHTK = where.cache.attend(self, x_BTD, *self.heads(x_BTD))
         else:
-            assert where.positions_BT is not None
-            mask = causal_mask(where.positions_BT[:, -T:], seen.slots_BS, self.window)
-        y_BHTK = attend(
-            q_BHTK,
-            seen.k_BGSK,
-            seen.v_BGSK,
-            mask,
-            dropout=self.dropout if self.training else 0.0,
-            plain=self.plain,
-            sinks_H=self.sinks,
-        )
+            q_BHTK, seen, mask = self.compared(x_BTD, where, shared)
+            y_BHTK = attend(
+                q_BHTK,
+                seen.k_BGSK,
+                seen.v_BGSK,
+                mask,
+                dropout=self.dropout if self.training else 0.0,
+                plain=self.plain,
+                sinks_H=self.sinks,
+                scale=self.scale,
+            )
         return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1)), seen

@@ -5,7 +5,7 @@ Sums are float64: a moment is a mean over some hundred thousand tokens, and smal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bonsaigpt.torch_engine.linear import Linear
 from bonsaigpt.torch_engine.model import GPT
 
-__all__ = ["MapSums", "map_sums"]
+__all__ = ["MapSums", "map_sums", "watching"]
 
 _BRANCHES = {"attn.c_proj": "ln_1", "mlp.c_proj": "ln_2"}
 """Maps that write into the residual stream, and the norm whose input it is before they do."""
@@ -81,23 +81,29 @@ def _norm_of(name: str) -> str | None:
 
 def _seen(model: GPT, tokens: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Input and output (T, ...) of the named modules in one pass; outputs of maps without their bias."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    with ExitStack() as hooks:
-        for name in dict.fromkeys(names):
-            hooks.enter_context(_watching(model.get_submodule(name), name, seen))
+    with watching(model, names) as seen:
         model.hidden(tokens)
-    return seen
+    return {name: (x.flatten(0, -2), _without_bias(model, name, y).flatten(0, -2)) for name, (x, y) in seen.items()}
+
+
+def _without_bias(model: GPT, name: str, output: Tensor) -> Tensor:
+    module = model.get_submodule(name)
+    bias = module.bias if isinstance(module, Linear) else None
+    return output if bias is None else output - bias
 
 
 @contextmanager
-def _watching(module: nn.Module, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        bias = module.bias if isinstance(module, Linear) else None
-        out = output if bias is None else output - bias
-        seen[name] = inputs[0].flatten(0, -2), out.flatten(0, -2)
+def watching(model: GPT, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """While entered, the last input and output of the named modules."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    handle = module.register_forward_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = inputs[0], output
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in dict.fromkeys(names):
+            hooks.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
+        yield seen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from bonsaigpt.torch_engine.device import Placement
@@ -19,19 +21,29 @@ _FEW = 200
 
 
 def make_decoder(
-    model: GPT, *, rows: int, placement: Placement, weights: Weights = "fp32", tokens: int | None = None
+    model: GPT,
+    *,
+    rows: int,
+    placement: Placement,
+    weights: Weights = "fp32",
+    tokens: int | None = None,
+    say: Callable[[str], None] = lambda words: None,
 ) -> NativeDecoder | EagerDecoder:
     """See ``bonsaigpt.engines.Engine.decoder``."""
-    missing = _what_is_missing(model, placement, tokens)
+    missing = _what_is_missing(model, placement)
     if missing is None:
         try:
+            if not is_built():
+                if tokens is not None and tokens < _FEW:
+                    raise Missing(f"the C++ is not built yet, and {tokens} tokens do not pay for that")
+                say("building the decoding step in C++: some seconds, once for this machine")
             return NativeDecoder(model, rows=rows, weights=weights, threads=torch.get_num_threads())
         except Missing as why:
             missing = str(why)
     return EagerDecoder(model, rows=rows, placement=placement, weights=weights, why=missing)
 
 
-def _what_is_missing(model: GPT, placement: Placement, tokens: int | None) -> str | None:
+def _what_is_missing(model: GPT, placement: Placement) -> str | None:
     """In words why the C++ is not even tried, or None."""
     if placement.device.type != "cpu":
         return "the C++ is for CPUs"
@@ -41,6 +53,4 @@ def _what_is_missing(model: GPT, placement: Placement, tokens: int | None) -> st
         return unknown
     if (replaced := what_is_not_dense(model)) is not None:
         return f"the C++ does not know this model: {replaced}"
-    if tokens is not None and tokens < _FEW and not is_built():
-        return f"the C++ is not built yet, and {tokens} tokens do not pay for that"
     return None

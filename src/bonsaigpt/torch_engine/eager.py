@@ -20,7 +20,7 @@ from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.rounding import Weights, rounded, with_matrices
 
-__all__ = ["EagerDecoder", "Slots"]
+__all__ = ["EagerDecoder", "Slots", "bytes_of_a_step", "check_different", "check_row", "check_tokens", "ready"]
 
 _CHUNK = 512
 """Tokens of a text that are read in one pass: more would hold more activations and be no faster."""
@@ -81,6 +81,43 @@ class Slots:
         return sum(8 * t.element_size() * t.numel() for t in (self._k, self._v, self.states))
 
 
+@torch.no_grad()
+def ready(model: GPT, placement: Placement, weights: Weights) -> GPT:
+    """The model with its matrices as decoding here reads them."""
+    if weights == "int8":
+        model = rounded(model)
+    if placement.dtype != torch.float32:  # or autocast would read the wide weights again for every token
+        model = with_matrices(model, lambda weight: weight.to(placement.dtype))
+    return model.eval()
+
+
+def bytes_of_a_step(model: GPT) -> int:
+    """What a step reads of the weights."""
+    return sum(
+        p.numel() * p.element_size()
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and (model.config.tie_embeddings or "wte" not in name) and "wpe" not in name
+    )
+
+
+def check_tokens(tokens: np.ndarray, vocabulary: int) -> None:
+    """Raise ``GenerateError`` if a token is none."""
+    if any(not 0 <= token < vocabulary for token in np.asarray(tokens).tolist()):
+        raise GenerateError(f"a token of {list(tokens)} is outside the vocabulary of {vocabulary}")
+
+
+def check_row(row: int, rows: int) -> None:
+    """Raise ``GenerateError`` if there is no such row."""
+    if not 0 <= row < rows:
+        raise GenerateError(f"there is no such row as {row}: use 0 to {rows - 1}")
+
+
+def check_different(rows: list[int], tokens: np.ndarray) -> None:
+    """Raise ``GenerateError`` if a step is not one token for each of some different rows."""
+    if len(rows) != len(tokens) or len(set(rows)) != len(rows):
+        raise GenerateError(f"rows {rows} with {len(tokens)} tokens cannot be: one token for each of some rows")
+
+
 class EagerDecoder:
     """See ``bonsaigpt.engines.Decoder``.
 
@@ -102,12 +139,8 @@ class EagerDecoder:
         batched: bool | None = None,
     ) -> None:
         device, dtype = placement.device, placement.dtype
-        if weights == "int8":
-            model = rounded(model)
-        if dtype != torch.float32:  # or autocast would read the wide weights again for every token
-            model = with_matrices(model, lambda weight: weight.to(dtype))
-        self._model, self._placement = model.eval(), placement
-        self.rows, self.block_size = rows, model.config.block_size
+        self._model, self._placement = ready(model, placement, weights), placement
+        self.rows, self.block_size, self.vocabulary = rows, model.config.block_size, model.config.vocabulary
         self._lengths = [0] * rows
         self._slots = Slots(model, rows=rows, device=device, dtype=dtype)
         self._past = _Past(rows, self._slots) if model.config.attention.kind == "linear" else None
@@ -117,11 +150,7 @@ class EagerDecoder:
         how = "the model's own code" + (", as CUDA graphs (not measured)" if device.type == "cuda" else "")
         rounding = ", int8's rounding without its speed" if weights == "int8" else ""
         self.why = f"eager: {how} on {device}, {format}{rounding}; {why}"
-        self.weight_bytes = sum(
-            p.numel() * p.element_size()
-            for name, p in model.named_parameters()
-            if p.ndim > 1 and (model.config.tie_embeddings or "wte" not in name) and "wpe" not in name
-        )
+        self.weight_bytes = bytes_of_a_step(self._model)
 
     def length(self, row: int) -> int:
         return self._lengths[row]
@@ -134,8 +163,7 @@ class EagerDecoder:
 
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         asked = np.asarray(rows).tolist()
-        if len(asked) != len(tokens) or len(set(asked)) != len(asked):
-            raise GenerateError(f"rows {asked} with {len(tokens)} tokens cannot be: one token for each of some rows")
+        check_different(asked, tokens)
         self._check(asked, tokens, 1)
         if self._together is not None:
             logits = self._together.step(asked, tokens)
@@ -148,6 +176,7 @@ class EagerDecoder:
         return logits
 
     def truncate(self, row: int, length: int) -> None:
+        check_row(row, self.rows)
         if not 0 <= length <= self._lengths[row]:
             raise GenerateError(f"row {row} holds {self._lengths[row]} tokens: it cannot be cut to {length}")
         if self._past is not None and length < self._lengths[row]:
@@ -156,6 +185,9 @@ class EagerDecoder:
             if len(tokens) > self._lengths[row]:
                 self._append(row, np.array(tokens[self._lengths[row] :]), every=False)
         self._lengths[row] = length
+
+    def reach(self, row: int, length: int) -> int:
+        return length
 
     def copy_row(self, source: int, target: int) -> None:
         self._slots.copy_row(source, target)
@@ -193,12 +225,9 @@ class EagerDecoder:
         return logits_1TV[0].float().cpu().numpy()
 
     def _check(self, rows: list[int], tokens: np.ndarray, count: int) -> None:
-        vocabulary = self._model.config.vocabulary
-        if any(not 0 <= token < vocabulary for token in np.asarray(tokens).tolist()):
-            raise GenerateError(f"a token of {list(tokens)} is outside the vocabulary of {vocabulary}")
+        check_tokens(tokens, self._model.config.vocabulary)
         for row in rows:
-            if not 0 <= row < self.rows:
-                raise GenerateError(f"there is no such row among {rows}: use 0 to {self.rows - 1}")
+            check_row(row, self.rows)
             if self._lengths[row] + count > self.block_size:
                 raise GenerateError(
                     f"row {row} has {self.block_size} slots, {self._lengths[row] + count} are needed: shorten the text "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
@@ -14,36 +14,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import MemoryConfig, ModelConfig, RunConfig
+from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
 from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.torch_engine.cache import FullCache
+from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
-from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.deciding import decide
 from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
-from bonsaigpt.torch_engine.guard import Guard
+from bonsaigpt.torch_engine.fit_mlp import fit_mlp
+from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import count_step
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
-from bonsaigpt.torch_engine.optim import Optimizer
-from bonsaigpt.torch_engine.parallel import Layout, Replicated
+from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
+from bonsaigpt.torch_engine.states import load_optimizer, make_state
 from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
-from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
-from bonsaigpt.trace import Room, StepMemory, Trace
+from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory
+from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
 if TYPE_CHECKING:
     from bonsaigpt.torch_engine.shard_files import ShardFiles
@@ -160,57 +160,16 @@ class TorchEngine:
         return self._state(config, build(config.model, seed=config.seed, values=values))
 
     def _state(self, config: RunConfig, model: GPT) -> State:
-        device = self.placement.device
-        if device.type == "cpu":
+        if self.placement.device.type == "cpu":
             keep_memory()
         self._follow(config)
-        # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
-        pool = self.pool if config.model.dropout == 0 else WorkerPool()
-        if config.train.parallel == "fsdp" and self.world.size > 1:
-            from bonsaigpt.torch_engine.fsdp import Sharded
-
-            [learner] = self._learners(config, model, 1)
-            layout: Layout = Sharded(learner, self.world, device)  # it moves what it keeps
-        else:
-            layout = Replicated(self._learners(config, model.to(device), pool.count), self.world)
-        optimizer = Optimizer(config.model, config.optim, layout, pool)
-        averaged = None
-        if optimizer.average is not None and isinstance(layout, Replicated):
-            averaged = GPT(config.model).to(device)
-            for parameter, average in zip(averaged.parameters(), optimizer.average, strict=True):
-                parameter.data = average
-        return State(
-            model=model,
-            optimizer=optimizer,
-            guard=Guard(
-                spike=config.train.guard.spike,
-                max_skips=config.train.guard.max_skips,
-                device=device,
-                loss_scaling=self.placement.dtype == torch.float16,
-            ),
-            layout=layout,
-            pool=pool,
-            carried=self.memory(config.model, config.train.memory, rows=config.train.batch_size),
-            averaged=averaged,
-        )
-
-    def _learners(self, config: RunConfig, model: GPT, count: int) -> list[Learner]:
-        learners = [Learner(model, z_loss=config.optim.z_loss)]
-        for _ in range(1, count):
-            twin = GPT(config.model)
-            share_weights(model, twin)
-            learners.append(Learner(twin, z_loss=config.optim.z_loss))
-        for learner in learners:
-            learner.model.recompute = config.train.recompute
-            learner.model.attend_plainly(config.train.attention_kernel == "plain")
-            if config.train.compile == "on" and what_is_missing(self.placement.device) is None:
-                compile_module(learner, self.placement.device)
-        return learners
+        carried = self.memory(config.model, config.train.memory, rows=config.train.batch_size)
+        return make_state(config, model, self.placement, self.world, self.pool, carried)
 
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:
         """The state that ``arrays`` gave; without an optimizer's state that one starts anew."""
         state = self.init(config, model)
-        _load_optimizer(state, optimizer)
+        load_optimizer(state, optimizer)
         return state
 
     def arrays(self, state: State) -> tuple[Arrays, Arrays]:
@@ -248,7 +207,7 @@ class TorchEngine:
         assert not isinstance(layout, Replicated)
         saved_rows = self._shard_files().load(folder, layout)
         state.optimizer.put_weights({name: saved_rows.pop(name) for name in layout.parameters})
-        _load_optimizer(state, saved_rows)
+        load_optimizer(state, saved_rows)
         return state
 
     def _shard_files(self) -> ShardFiles:
@@ -262,9 +221,15 @@ class TorchEngine:
         """Part from the other processes, if there are any."""
         self.world.close()
 
-    def step(self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int) -> StepMetrics:
-        """One optimizer step, in place, at ``share`` of the peak learning rates."""
-        return train_step(state, batch, config=config, placement=self.placement, share=share, step=step)
+    def step(
+        self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int, look: Look | None = None
+    ) -> StepMetrics:
+        """One optimizer step, in place, at ``share`` of the peak learning rates.
+
+        Args:
+            look: also tell of its health, which changes no bit of what it does.
+        """
+        return train_step(state, batch, config=config, placement=self.placement, share=share, step=step, look=look)
 
     def memory(self, model: ModelConfig, setting: MemoryConfig, *, rows: int) -> Carried | None:
         """An empty memory for so many rows; none if the setting is none.
@@ -321,16 +286,63 @@ class TorchEngine:
             dtype=self.placement.dtype,
         )
 
+    def map_sums(
+        self, model: GPT, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: GPT | None = None
+    ) -> dict[str, tuple[np.ndarray, np.ndarray, float, int]]:
+        """The fields of ``compress.Moments`` for maps of the model, over batches of tokens (B, T); see calibrate.py."""
+        found = map_sums(model, batches, weights, teacher=teacher)
+        return {name: sums.means() for name, sums in found.items()}
+
+    def fit_mlp(
+        self,
+        config: ModelConfig,
+        values: Arrays,
+        mlp: str,
+        batches: Sequence[np.ndarray],
+        *,
+        teacher: GPT,
+        steps: int = 200,
+        normalise: bool = True,
+    ) -> tuple[Arrays, tuple[float, float]]:
+        """Train one MLP (``transformer.h.0.mlp``) on its real inputs, so that the residual stream after it becomes
+        the teacher's; its values, and the relative error before and after. See fit_mlp.py."""
+        return fit_mlp(
+            build(config, values=values).to(self.placement.device),
+            mlp,
+            batches,
+            teacher=teacher,
+            steps=steps,
+            normalise=normalise,
+        )
+
     def decoder(
-        self, model: GPT, *, rows: int, weights: Weights = "fp32", tokens: int | None = None
-    ) -> NativeDecoder | EagerDecoder:
+        self,
+        model: GPT,
+        *,
+        rows: int,
+        weights: Weights = "fp32",
+        tokens: int | None = None,
+        say: Callable[[str], None] = lambda words: None,
+        kv: KVConfig | None = None,
+    ) -> NativeDecoder | EagerDecoder | PolicyDecoder:
         """The fastest way here to go on with ``rows`` texts.
 
         Args:
             weights: ``int8`` rounds the matrices, one scale for each output channel; ``fp32`` leaves them as they are.
             tokens: how many are expected in all, if known: nothing is built that would not pay for itself.
+            say: is told what takes a while.
+            kv: what the cache keeps; everything by default.
+
+        Raises:
+            ConfigError: the model cannot have this policy.
         """
-        return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens)
+        if kv is not None and not kv.is_plain:
+            return PolicyDecoder(model, kv, rows=rows, placement=self.placement, weights=weights)
+        return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens, say=say)
+
+    def reader(self, model: GPT, kv: KVConfig) -> PolicyReader:
+        """Texts side by side through one cache policy; see ``bonsaigpt.engines.Reader``."""
+        return PolicyReader(model, kv, placement=self.placement)
 
     def rounded(self, model: GPT) -> GPT:
         """The model with what int8 keeps of its matrices: to evaluate what that costs."""
@@ -377,11 +389,3 @@ class TorchEngine:
     def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace:
         """Run ``work`` and record its spans, or with ``memory`` the bytes that it holds; see profiling.py."""
         return record(work, self.placement.device, memory=memory, chrome=chrome)
-
-
-def _load_optimizer(state: State, saved: Mapping[str, np.ndarray | Tensor]) -> None:
-    state.optimizer.load({name: v for name, v in saved.items() if name != "guard" and not name.startswith("memory.")})
-    if state.carried is not None:
-        state.carried.load(saved)
-    if "guard" in saved:
-        state.guard.load(saved["guard"])

@@ -51,6 +51,16 @@ class Sharded:
             found.append(gradient)
         return found
 
+    def over_shards(self, sums: Tensor) -> Tensor:
+        return self.world.sum_(sums)
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        assert isinstance(self._root, FSDPModule)
+        self._root.unshard()  # what is in no block; those put themselves together
+        yield
+        self._root.reshard()
+
     def totals(self, gradients: list[Tensor], loss: Tensor) -> tuple[Tensor, Tensor]:
         squares, loss = self.world.sum_(torch.stack([torch.nn.utils.get_total_norm(gradients).square(), loss]))
         return squares.sqrt(), loss

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bonsaigpt.config import ModelConfig, RopePosition
+from bonsaigpt.kv import AttendingCache, KVCache
 from bonsaigpt.structure import Structure
 from bonsaigpt.torch_engine.attention import Seen, Where, attend, causal_mask
 from bonsaigpt.torch_engine.elementwise import rms_norm, rotate
@@ -27,6 +28,8 @@ __all__ = ["LatentHeads"]
 class LatentHeads(nn.Module):
     """One layer's latent attention. ``c_attn`` makes queries, their turning channels, the latent and the turning key;
     ``c_up`` makes keys and values of the latent. The latent is RMS-normalised, without weights: ``c_up`` has some."""
+
+    sinks: Tensor | None = None
 
     def __init__(self, config: ModelConfig, layer: int, made: Mapping[str, Structure]) -> None:
         super().__init__()
@@ -47,6 +50,26 @@ class LatentHeads(nn.Module):
 
     def forward(self, x_BTD: Tensor, where: Where, shared: Seen | None = None) -> tuple[Tensor, None]:
         B, T, _ = x_BTD.shape
+        if where.cache is None:
+            q_BHTE, seen, mask = self.compared(x_BTD, where)
+            y_BHTK = self._attend(q_BHTE, seen.k_BGSK, seen.v_BGSK, mask)
+        else:
+            assert not isinstance(where.cache, AttendingCache)  # policies are refused for it
+            y_BHTK = self._cached(x_BTD, where, where.cache)
+        return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1)), None
+
+    def compared(self, x_BTD: Tensor, where: Where, shared: Seen | None = None) -> tuple[Tensor, Seen, Tensor | None]:
+        """Over whole rows: queries (B, H, T, K + R), keys of as many channels, values, and where they may look."""
+        q_BHTK, turned_BHTR, latent_BTC, key_B1TR = self._maps(x_BTD, where)
+        B, H, T, K = q_BHTK.shape
+        k_BHTK, v_BHTK = self.c_up(latent_BTC).view(B, T, 2 * H, K).transpose(1, 2).chunk(2, dim=1)
+        q_BHTE = torch.cat((q_BHTK, turned_BHTR), dim=-1)
+        k_BHTE = torch.cat((k_BHTK, key_B1TR.expand(-1, H, -1, -1)), dim=-1)
+        return q_BHTE, Seen(k_BHTE, v_BHTK, None), where.masks[None]
+
+    def _maps(self, x_BTD: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, K), their turning channels (B, H, T, R), the latent (B, T, C), and the key that turns."""
+        B, T, _ = x_BTD.shape
         H, K, R = self.n_head, self.head_width, self.turning
         q_BTE, turned_BTE, latent_BTC, key_BTR = self.c_attn(x_BTD).split([H * K, H * R, self.latent, R], dim=-1)
         q_BHTK = q_BTE.view(B, T, H, K).transpose(1, 2) * self.sharpen
@@ -55,28 +78,12 @@ class LatentHeads(nn.Module):
         if where.rotation is not None:
             turned_BTHR = rotate(turned_BTHR, *where.rotation, neighbours=self.neighbours)
             key_BT1R = rotate(key_BT1R, *where.rotation, neighbours=self.neighbours)
-        turned_BHTR, key_B1TR = turned_BTHR.transpose(1, 2), key_BT1R.transpose(1, 2)
-        if where.cache is None:
-            y_BHTK = self._whole(q_BHTK, turned_BHTR, latent_BTC, key_B1TR, where)
-        else:
-            y_BHTK = self._cached(q_BHTK, turned_BHTR, latent_BTC, key_B1TR, where)
-        return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1)), None
+        return q_BHTK, turned_BTHR.transpose(1, 2), latent_BTC, key_BT1R.transpose(1, 2)
 
-    def _whole(self, q_BHTK: Tensor, turned_BHTR: Tensor, latent_BTC: Tensor, key_B1TR: Tensor, where: Where) -> Tensor:
-        B, H, T, K = q_BHTK.shape
-        k_BHTK, v_BHTK = self.c_up(latent_BTC).view(B, T, 2 * H, K).transpose(1, 2).chunk(2, dim=1)
-        q_BHTE = torch.cat((q_BHTK, turned_BHTR), dim=-1)
-        k_BHTE = torch.cat((k_BHTK, key_B1TR.expand(-1, H, -1, -1)), dim=-1)
-        return self._attend(q_BHTE, k_BHTE, v_BHTK, where.masks[None])
-
-    def _cached(
-        self, q_BHTK: Tensor, turned_BHTR: Tensor, latent_BTC: Tensor, key_B1TR: Tensor, where: Where
-    ) -> Tensor:
-        assert where.cache is not None
+    def _cached(self, x_BTD: Tensor, where: Where, cache: KVCache) -> Tensor:
         assert where.positions_BT is not None
-        key_B1SR, latent_B1SC, slots_BS = where.cache.extend(
-            self.layer, key_B1TR, latent_BTC[:, None], where.positions_BT
-        )
+        q_BHTK, turned_BHTR, latent_BTC, key_B1TR = self._maps(x_BTD, where)
+        key_B1SR, latent_B1SC, slots_BS = cache.extend(self.layer, key_B1TR, latent_BTC[:, None], where.positions_BT)
         # A bias of the keys adds the same to all scores of a query, which a softmax does not see.
         to_keys_HKC, to_values_HKC = dense(self.c_up.weight).view(2, self.n_head, self.head_width, -1)
         q_BHTE = torch.cat((q_BHTK @ to_keys_HKC, turned_BHTR), dim=-1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bonsaigpt.config import LinearAttention, ModelConfig
+from bonsaigpt.kv import AttendingCache
 from bonsaigpt.structure import Structure
 from bonsaigpt.torch_engine.attention import Seen, Where
 from bonsaigpt.torch_engine.elementwise import rotate
@@ -86,6 +87,7 @@ class LinearHeads(nn.Module):
         q, k, v = heads_BHTK.chunk(3, dim=1)
         if self.form == "elu":
             q, k = F.elu(q) + 1.0, F.elu(k) + 1.0
+        assert not isinstance(where.cache, AttendingCache)  # policies are refused for it
         state = None if where.cache is None else where.cache.recall(self.layer)
         y, after = self._sums(q, k, v, state, where)
         if where.cache is not None:

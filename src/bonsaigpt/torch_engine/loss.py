@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bonsaigpt.config import LogitsDistill, NoDistill
 from bonsaigpt.data.batches import IGNORE
 from bonsaigpt.torch_engine.carry import Carry
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.structured import dense
 
-__all__ = ["Learner", "cross_entropy_sum", "fused_head_loss"]
+__all__ = ["Learner", "Taught", "cross_entropy_sum", "distilled_sum", "fused_head_loss"]
 
 WHOLE = 2**23
 """Logits up to this many elements (32 MiB of float32) are held at once; more are worked off in chunks."""
+
+Taught: TypeAlias = tuple[Tensor, ...]
+"""A teacher's logits (B, T, V), and if they are asked for its residual streams after each block (B, T, D)."""
+
+_ALONE = NoDistill()
 
 
 def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -29,21 +36,27 @@ def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 class Learner(nn.Module):
     """A model and its loss as one function: what is compiled, spread over processes, and run by each worker."""
 
-    def __init__(self, model: GPT, *, z_loss: float = 0.0) -> None:
+    def __init__(self, model: GPT, *, z_loss: float = 0.0, distill: LogitsDistill | NoDistill = _ALONE) -> None:
         super().__init__()
-        self.model, self.z_loss = model, z_loss
+        self.model, self.z_loss, self.distill = model, z_loss, distill
 
     def forward(
         self,
         tokens_BT: Tensor,
         targets_BT: Tensor,
         documents_BT: Tensor | None = None,
+        taught: Taught | None = None,
         carry: Carry | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats."""
+        """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats.
+
+        ``taught``: what the teacher says of the same tokens, if there is one (see ``teacher.py``). Logits are then held
+        whole, whatever the vocabulary: how many rows a pass takes is counted with them.
+        """
         model = self.model
-        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, carry=carry)
-        if targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
+        streams: list[Tensor] | None = [] if taught is not None and taught[1:] else None
+        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, carry=carry, streams=streams)
+        if taught is None and targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
             return fused_head_loss(
                 hidden_BTD,
                 dense(model.head_weight),
@@ -55,10 +68,37 @@ class Learner(nn.Module):
             )
         logits_BTV = model.logits(hidden_BTD)
         loss = cross_entropy_sum(logits_BTV, targets_BT)
-        if not self.z_loss:
-            return loss, loss.detach()
-        partition_BT = logits_BTV.float().logsumexp(dim=-1).where(targets_BT != IGNORE, 0.0)
-        return loss + self.z_loss * partition_BT.square().sum(), loss.detach()
+        objective = loss
+        if taught is not None and isinstance(self.distill, LogitsDistill):
+            objective = distilled_sum(self.distill, loss, logits_BTV, streams or [], targets_BT, taught)
+        if self.z_loss:
+            partition_BT = logits_BTV.float().logsumexp(dim=-1).where(targets_BT != IGNORE, 0.0)
+            objective = objective + self.z_loss * partition_BT.square().sum()
+        return objective, loss.detach()
+
+
+def distilled_sum(
+    distill: LogitsDistill,
+    loss: Tensor,
+    logits_BTV: Tensor,
+    streams: Sequence[Tensor],
+    targets_BT: Tensor,
+    taught: Taught,
+) -> Tensor:
+    """The objective of a model that is taught: its cross-entropy ``loss``, its divergence from the teacher (Hinton et
+    al. 2015, section 2: T^2 keeps its gradient's size) and the error of its residual streams; sums over the targets."""
+    teacher_BTV, *wished = taught
+    counts_BT = targets_BT != IGNORE
+    ours_BTV = (logits_BTV.float() / distill.temperature).log_softmax(dim=-1)
+    theirs_BTV = (teacher_BTV.float() / distill.temperature).log_softmax(dim=-1)
+    divergence_BT = (theirs_BTV.exp() * (theirs_BTV - ours_BTV)).sum(dim=-1)
+    softened = distill.temperature**2 * divergence_BT.where(counts_BT, 0.0).sum()
+    objective = (1.0 - distill.share) * loss + distill.share * softened
+    for ours_BTD, theirs_BTD in zip(streams, wished, strict=True):
+        off_BT = (ours_BTD - theirs_BTD).float().square().sum(dim=-1)
+        error_BT = off_BT / theirs_BTD.float().square().sum(dim=-1).clamp_min(1e-12)
+        objective = objective + distill.hidden / len(wished) * error_BT.where(counts_BT, 0.0).sum()
+    return objective
 
 
 def fused_head_loss(

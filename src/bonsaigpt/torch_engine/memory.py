@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bonsaigpt.config import RunConfig
+from bonsaigpt.config import LogitsDistill, RunConfig
 from bonsaigpt.processes import Process
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.distributed import World
@@ -28,6 +28,7 @@ from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.parallel import Replicated
+from bonsaigpt.torch_engine.teacher import Teacher, teacher_config
 from bonsaigpt.torch_engine.workers import WorkerPool
 from bonsaigpt.trace import StepMemory
 
@@ -54,8 +55,11 @@ def count_step(
         model = GPT(config.model)
         model.recompute = config.train.recompute
         model.attend_plainly(config.train.attention_kernel == "plain")
-        learner = Learner(model, z_loss=config.optim.z_loss).train()
+        learner = Learner(model, z_loss=config.optim.z_loss, distill=config.optim.distill).train()
         held.watch(model)
+        teacher = None
+        if isinstance(distill := config.optim.distill, LogitsDistill):
+            teacher = Teacher(GPT(teacher_config(distill)), streams=distill.hidden > 0)
         held.by = _OPTIMIZER
         layout = Replicated([learner], World(Process(), placement.device))
         optimizer = Optimizer(config.model, config.optim, layout, WorkerPool())
@@ -73,10 +77,11 @@ def count_step(
         for _ in range(min(passes, 2)):
             held.by = _ACTIVATIONS
             with placement.autocast():
-                objective, loss = learner(tokens_BT, tokens_BT, documents_BT)
+                taught = None if teacher is None else teacher(tokens_BT, documents_BT)
+                objective, loss = learner(tokens_BT, tokens_BT, documents_BT, taught)
             held.by = _GRADIENTS
             objective.backward()
-            del objective, loss
+            del objective, loss, taught
         fullest = held.fullest
         held.by = _OPTIMIZER
         held.workers = 1  # their gradients are one by now

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, RopePosition
-from bonsaigpt.kv import KVCache
+from bonsaigpt.kv import AttendingCache, KVCache
 from bonsaigpt.spec import initial_value, parameters
 from bonsaigpt.structure import Structure, structures
 from bonsaigpt.torch_engine.attention import Attention, Seen, Where, document_mask, masks
@@ -122,15 +122,17 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | AttendingCache | None = None,
         documents_BT: Tensor | None = None,
         carry: Carry | None = None,
+        streams: list[Tensor] | None = None,
     ) -> Tensor:
         """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache.
 
         ``documents_BT``: the document of each token, numbered upwards along a row. Attention stays inside it, and its
         positions start at 0: so a document in a row gives what it gives alone, and is seen where generation starts.
         ``carry``: what stood before these rows, and where positions go on.
+        ``streams``: takes the residual stream after each block, (B, T, D).
         """
         B, T = tokens_BT.shape
         mask = None
@@ -147,7 +149,7 @@ class GPT(nn.Module):
         if self.config.position.kind == "learned":
             wpe = self.transformer.wpe
             x_BTD = x_BTD + (wpe.table[:T] if positions_BT is None else wpe(positions_BT))
-        elif self.config.position.kind == "rope":
+        elif self.config.position.kind == "rope" and not isinstance(cache, AttendingCache):  # that one turns by itself
             if carry is not None:  # no table is long enough
                 assert isinstance(self.config.position, RopePosition)
                 cos, sin = rotation(self.config.position, self.config.rope_width, carry.positions_BS)
@@ -165,6 +167,8 @@ class GPT(nn.Module):
                 x_BTD, shared = checkpoint(block, x_BTD, where, shared, use_reentrant=False)
             else:
                 x_BTD, shared = block(x_BTD, where, shared)
+            if streams is not None:
+                streams.append(x_BTD)
         return self.transformer.ln_f(x_BTD)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -182,7 +186,7 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | AttendingCache | None = None,
         documents_BT: Tensor | None = None,
         carry: Carry | None = None,
     ) -> Tensor:

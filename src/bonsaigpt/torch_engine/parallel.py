@@ -59,6 +59,15 @@ class Replicated:
                 theirs.grad = None
         return [p.grad for p in first if p.grad is not None]
 
+    def over_shards(self, sums: Tensor) -> Tensor:
+        """Sums over a part of the weights, added up over all parts."""
+        return sums
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """While entered, the model can be called as it is."""
+        yield
+
     def totals(self, gradients: list[Tensor], loss: Tensor) -> tuple[Tensor, Tensor]:
         """Norm of the whole gradient and sum of the loss, over all processes; the same bits in each."""
         return torch.nn.utils.get_total_norm(gradients), self.world.sum_(loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from bonsaigpt.config import RunConfig
+from bonsaigpt.config import LogitsDistill, RunConfig
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.trace import Room
@@ -171,7 +172,10 @@ def fitting_rows(count: Callable[[int], int], rows: int, usable: int) -> int | N
 
 def at_most(config: RunConfig, *, rows: int, workers: int) -> int:
     """A generous bound on the bytes of ``count_step``: below it nobody needs to count, which takes some tenths of a
-    second. Twice and more of all that the largest variant of a block keeps, in float32."""
+    second. Twice and more of all that the largest variant of a block keeps, in float32. There is none for a step with
+    a teacher, which may be of any size."""
+    if isinstance(config.optim.distill, LogitsDistill):
+        return sys.maxsize
     model = config.model
     tokens = rows * model.block_size
     each = 40 * model.n_embd + 10 * model.hidden + 8 * model.n_head * model.block_size

@@ -12,18 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.randomness import key
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.guard import Guard
+from bonsaigpt.torch_engine.health import Checkup, to_host
 from bonsaigpt.torch_engine.loss import cross_entropy_sum
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer
 from bonsaigpt.torch_engine.parallel import Layout
 from bonsaigpt.torch_engine.profiling import mark
+from bonsaigpt.torch_engine.teacher import Teacher
 from bonsaigpt.torch_engine.workers import WorkerPool
+from bonsaigpt.trace import Look
 
 __all__ = ["State", "StepMetrics", "evaluate_batch", "train_step"]
 
@@ -41,6 +45,8 @@ class State:
     """The memory from batch to batch, where the run has one."""
     averaged: GPT | None = None
     """The same model over the average of the weights, where the run keeps one."""
+    teacher: Teacher | None = None
+    """Who teaches the model, if anybody does."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,18 @@ class StepMetrics:
     grad_norm: Tensor
     skipped: Tensor
     skipped_in_a_row: Tensor
+    figures: dict[str, Tensor] | None = None
+    """Of the step's health, if it was asked."""
 
     def host(self) -> dict[str, float]:
         """``loss`` (nats a token), ``grad_norm`` (before clipping), ``skipped`` steps so far and in a row; waits."""
         names = ("grad_norm", "skipped", "skipped_in_a_row")
         loss_sum, *rest = torch.stack([self.loss_sum, *(getattr(self, name) for name in names)]).tolist()
         return {"loss": loss_sum / self.count, **dict(zip(names, rest, strict=True))}
+
+    def health(self) -> Arrays | None:
+        """The figures on the host, float32; waits."""
+        return None if self.figures is None else to_host(self.figures)
 
 
 def train_step(
@@ -68,6 +80,7 @@ def train_step(
     placement: Placement,
     share: float,
     step: int,
+    look: Look | None = None,
 ) -> StepMetrics:
     """Forward, backward and update. The gradient is of the mean over the whole batch, however it is cut."""
     layout, guard, optimizer, pool = state.layout, state.guard, state.optimizer, state.pool
@@ -91,9 +104,9 @@ def train_step(
                 placement.autocast(),
             ):
                 learner.train()
-                objective, loss = learner(
-                    tokens_BT[rows], targets_BT[rows], None if documents_BT is None else documents_BT[rows], carry
-                )
+                documents = None if documents_BT is None else documents_BT[rows]
+                taught = None if state.teacher is None else state.teacher(tokens_BT[rows], documents)
+                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught, carry)
             with mark("backward"):
                 (objective * factor).backward()
             if carry is not None:
@@ -108,6 +121,12 @@ def train_step(
             if guard.loss_scaling:
                 for gradient in gradients:
                     gradient.div_(guard.scale)
+            checkup = None
+            if look is not None:  # every process looks at the same rows: how many processes there are changes nothing
+                checkup = Checkup(state.model, layout)
+                seen = batch.first(max(1, look.tokens // batch.tokens_BT.shape[1]))
+                tokens, _, documents = to_device(seen, placement.device)
+                checkup.activations(tokens, documents, look, placement)
             norm, total = layout.totals(gradients, torch.stack(losses).sum())
             keep = guard.judge(norm, total)
             if state.carried is not None:
@@ -116,8 +135,11 @@ def train_step(
                 torch.nn.utils.clip_grads_with_norm_(layout.parameters.values(), limit, norm)
         with mark("optimizer"):
             optimizer.step(share, keep)
+            if checkup is not None:
+                checkup.updates()
             optimizer.zero_grad()
-    return StepMetrics(total, batch.count, norm, guard.skipped.clone(), guard.in_a_row.clone())
+    figures = None if checkup is None else checkup.figures
+    return StepMetrics(total, batch.count, norm, guard.skipped.clone(), guard.in_a_row.clone(), figures)
 
 
 def micro_rows(config: RunConfig, length: int) -> int:

@@ -46,6 +46,10 @@ class FactoredWeight(nn.Module):
         """W, (out, in)."""
         raise NotImplementedError
 
+    def term_norms(self) -> Tensor:
+        """Frobenius norms of the two factors of each term (a scaler belongs to the first), (2, terms)."""
+        raise NotImplementedError
+
 
 Weight: TypeAlias = Tensor | FactoredWeight
 
@@ -100,6 +104,9 @@ class _KroneckerWeight(FactoredWeight):
         blocks = self._scaled().reshape(R, m1 * n1).T @ self.B.reshape(R, m2 * n2)
         return blocks.reshape(m1, n1, m2, n2).transpose(1, 2).reshape(m1 * m2, n1 * n2)
 
+    def term_norms(self) -> Tensor:
+        return torch.stack([self._scaled().flatten(1).norm(dim=1), self.B.flatten(1).norm(dim=1)])
+
 
 class _KroneckerColumnsWeight(_KroneckerWeight):
     C: Tensor
@@ -127,6 +134,9 @@ class _LowRankWeight(FactoredWeight):
     def dense(self) -> Tensor:
         return self.U @ self.V
 
+    def term_norms(self) -> Tensor:
+        return torch.stack([self.U.norm(dim=0), self.V.norm(dim=1)])
+
 
 class _MonarchWeight(FactoredWeight):
     L: Tensor
@@ -144,3 +154,9 @@ class _MonarchWeight(FactoredWeight):
         left = self.L.reshape(m2, m1, n1, r).transpose(1, 2)
         right = self.R.reshape(n1, m2, r, n2).transpose(0, 1)
         return (left @ right).permute(2, 0, 1, 3).reshape(m1 * m2, n1 * n2)
+
+    def term_norms(self) -> Tensor:
+        (_, n1), (m2, n2), r = self.structure.a_shape, self.structure.b_shape, self.structure.slice_rank
+        left = self.L.reshape(m2, -1, n1, r).norm(dim=1)
+        right = self.R.reshape(n1, m2, r, n2).norm(dim=-1).transpose(0, 1)
+        return torch.stack([left.flatten(), right.flatten()])

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.measure import Evaluation
+from bonsaigpt.measure.health import Health
 
 __all__ = [
     "Callback",
     "EvalEvent",
+    "HealthEvent",
     "Listener",
     "LogEvent",
     "Outcome",
@@ -71,6 +73,13 @@ class LogEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthEvent:
+    """Every ``health.interval`` steps."""
+
+    health: Health
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgressEvent:
     """While something goes on that is no training step."""
 
@@ -121,6 +130,7 @@ class Listener(Protocol):
     def on_start(self, event: StartEvent) -> None: ...
     def on_step(self, event: StepEvent) -> None: ...
     def on_log(self, event: LogEvent) -> None: ...
+    def on_health(self, event: HealthEvent) -> None: ...
     def on_progress(self, event: ProgressEvent) -> None: ...
     def on_eval(self, event: EvalEvent) -> None: ...
     def on_rollback(self, event: RollbackEvent) -> None: ...
@@ -139,6 +149,9 @@ class Callback:
 
     def on_log(self, event: LogEvent) -> None:
         """Every ``log_interval`` steps."""
+
+    def on_health(self, event: HealthEvent) -> None:
+        """Every ``health.interval`` steps."""
 
     def on_progress(self, event: ProgressEvent) -> None:
         """While an evaluation goes on."""

@@ -25,10 +25,12 @@ from bonsaigpt.engines import Engine, Metrics
 from bonsaigpt.errors import DivergenceError
 from bonsaigpt.generate import generate_text
 from bonsaigpt.measure import Evaluation, evaluate, flops_per_token
+from bonsaigpt.measure.health import Health, look_for
 from bonsaigpt.sampling import Sampling
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.train.events import (
     EvalEvent,
+    HealthEvent,
     Listener,
     LogEvent,
     Outcome,
@@ -188,12 +190,15 @@ class _Trainer:
                 break
             batch = self.batches.batch_at(self.step)
             share = schedule_share(config, self.step)
-            metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step)
+            look = look_for(config.model, train.health) if self._is_looked_at() else None
+            metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step, look=look)
             self.step += 1
             self.tokens += batch.count
             pace.add(batch)
             self.evaluation = None  # it was of other weights
             self._tell("on_step", StepEvent(step=self.step, tokens=self.tokens))
+            if (figures := metrics.health()) is not None:
+                self._tell("on_health", HealthEvent(health=Health.of(figures, config.model, step=self.step)))
 
             due = self.step % train.eval_interval == 0 or self.step == train.steps
             is_logged, is_looked_at = due or self.step % train.log_interval == 0, due or self.step % LOOK == 0
@@ -330,6 +335,11 @@ class _Trainer:
                 write=partial(self._write_text, model),
             ),
         )
+
+    def _is_looked_at(self) -> bool:
+        """Whether the step to come is."""
+        every = self.config.train.health.interval
+        return every > 0 and (self.step + 1) % every == 0
 
     def _is_kept(self) -> bool:
         every = self.config.train.keep_every

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from bonsaigpt.config import ModelConfig, RunConfig
+from pathlib import Path
+
+from bonsaigpt.checkpoint import RunDirectory, split_address
+from bonsaigpt.config import LogitsDistill, ModelConfig, RunConfig
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.recipes import flatten
 
-__all__ = ["changes", "check_data", "check_same_function"]
+__all__ = ["changes", "check_data", "check_same_function", "check_teacher"]
 
 _FREE = ("about", "data.path", "model.dropout", "optim.", "train.")
 _FIXED = ("train.batch_size", "train.memory", "train.batch_ramp", "train.eval_block_size", "optim.matrices.kind")
@@ -60,3 +63,34 @@ def check_same_function(theirs: ModelConfig, ours: ModelConfig, *, origin: str) 
                 f"model.{name} is {after.get(name)}, but the weights of {origin} were made with {before.get(name)}: "
                 "set it to that"
             )
+
+
+def check_teacher(config: RunConfig, source: BatchSource) -> None:
+    """Refuse a teacher that cannot teach this model: before anything takes its time.
+
+    Raises:
+        CheckpointError: its run or checkpoint is not there, or it has another tokenizer.
+        ConfigError: its context is too short, or its stream has another shape and is to be followed.
+    """
+    distill, ours = config.optim.distill, config.model
+    if not isinstance(distill, LogitsDistill):
+        return
+    place, which = split_address(distill.teacher)
+    run = RunDirectory.open(Path(place))
+    run.find(which)
+    theirs = run.config.model
+    if run.tokenizer.to_json() != source.tokenizer.to_json():
+        raise CheckpointError(
+            f"the teacher {distill.teacher} was trained with another tokenizer than this data has, so its ids mean "
+            "other text: choose a teacher of the same data with --optim.distill.teacher"
+        )
+    if theirs.block_size < ours.block_size and theirs.position.kind != "none":
+        raise ConfigError(
+            f"the teacher {distill.teacher} has positions for {theirs.block_size} tokens, but model.block_size = "
+            f"{ours.block_size}: use that or less"
+        )
+    if distill.hidden and (theirs.n_embd, theirs.n_layer) != (ours.n_embd, ours.n_layer):
+        raise ConfigError(
+            f"optim.distill.hidden compares residual streams block by block, but the teacher {distill.teacher} has "
+            f"{theirs.n_layer} of width {theirs.n_embd}, and this model {ours.n_layer} of {ours.n_embd}: set it to 0"
+        )

@@ -15,20 +15,17 @@ from bonsaigpt.data.corpora.files import open_files
 from bonsaigpt.data.corpora.hub import open_hub
 from bonsaigpt.data.corpora.options import with_options
 from bonsaigpt.data.corpora.shakespeare import open_shakespeare
-from bonsaigpt.data.corpora.source import Advance, Cursor, Document, Source
+from bonsaigpt.data.corpora.source import Cursor, Document, Source
 from bonsaigpt.data.corpora.stdlib import open_stdlib
 from bonsaigpt.data.corpora.wikipedia import open_wikipedia
 from bonsaigpt.data.corpora.wikitext import open_wikitext
 from bonsaigpt.data.hashes import FileHashes
+from bonsaigpt.progress import Advance, silent
 
 __all__ = ["Document", "documents", "open_text"]
 
 
-def _silent(*_: object) -> None:
-    """Nobody listens."""
-
-
-def open_text(config: TextData, *, hashes: FileHashes, download: bool = False, advance: Advance = _silent) -> Source:
+def open_text(config: TextData, *, hashes: FileHashes, download: bool = False, advance: Advance = silent) -> Source:
     """The documents of a source as a stream.
 
     Args:
@@ -63,7 +60,7 @@ def _open(config: TextData, hashes: FileHashes, download: bool, advance: Advance
             raise TypeError(f"{type(config).__name__} is no source of text")
 
 
-def documents(config: TextData, *, download: bool = False, advance: Advance = _silent) -> list[Document]:
+def documents(config: TextData, *, download: bool = False, advance: Advance = silent) -> list[Document]:
     """All documents of a source, whole and at once: for texts that fit into memory."""
     source = open_text(config, hashes=FileHashes(), download=download, advance=advance)
     found: list[Document] = []

@@ -116,8 +116,9 @@ def lines(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, int, bytes
                 f"{path}, line {number} (byte {offset}) is longer than {LINE_LIMIT >> 20} MiB: check that it is a file "
                 "of lines, or read it as one text with --data.by file."
             )
-        start, offset = offset, offset + len(line)
-        yield number, start, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        yield number, offset + len(line) - len(text), text
+        offset += len(line)
 
 
 def decode(path: Path, raw: bytes, offset: int, where: str = "") -> str:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
@@ -16,36 +16,50 @@ from bonsaigpt.config import FilesData
 from bonsaigpt.data.corpora.compressed import plain_suffix
 from bonsaigpt.data.corpora.document import Reader, by_line, by_paragraph, check_there, whole
 from bonsaigpt.data.corpora.records import by_json_line, by_row
-from bonsaigpt.data.corpora.source import Advance, Clean, Source, as_it_is, identity, reading
+from bonsaigpt.data.corpora.source import Clean, Source, as_it_is, identity, reading
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import ConfigError, DataError
 from bonsaigpt.files import writing
+from bonsaigpt.progress import Advance
+from bonsaigpt.units import named
 
-__all__ = ["Found", "find", "hashed", "open_files", "over_files"]
+__all__ = ["Found", "find", "hashed", "left_out", "open_files", "over_files", "readers"]
 
 Found = list[tuple[Path, str]]
 """Files, and what messages call them."""
+_KINDS = 4
+"""Suffixes that are named of the files that are left out."""
 
 
 def open_files(config: FilesData, *, hashes: FileHashes, advance: Advance) -> Source:
     """The documents of all files, sorted by path, so that the same folder gives the same tokens everywhere."""
-    if str(config.path) == "-":
-        found, name = [(_spooled(sys.stdin.buffer), "standard input")], "standard input"
-    else:
-        found, name = find(config.path, config.pattern), str(config.path)
-    readers = [_reader(path, config) for path, _ in found]
+    found, read = readers(config)
     return over_files(
-        name,
+        "standard input" if str(config.path) == "-" else str(config.path),
         found,
-        [read for read, _ in readers],
-        settings=["files", *(words for _, words in readers)],
+        [read for read, _ in read],
+        settings=["files", *(words for _, words in read)],
         hashes=hashes,
         advance=advance,
+        note=partial(left_out, config.path, config.pattern),
     )
 
 
+def readers(config: FilesData) -> tuple[Found, list[tuple[Reader, str]]]:
+    """The files that a configuration means, sorted, and how each is read: a function, and words that change when what
+    it makes of a file does.
+
+    Raises:
+        DataError: there are none, or nothing in them.
+    """
+    if str(config.path) == "-":
+        found = [(_spooled(sys.stdin.buffer), "standard input")]
+    else:
+        found = find(config.path, config.pattern)
+    return found, [_reader(path, config) for path, _ in found]
+
+
 def _reader(path: Path, config: FilesData) -> tuple[Reader, str]:
-    """How a file is read, and in words that change when that does."""
     suffix = plain_suffix(path)
     by = config.by
     if by == "auto":
@@ -67,6 +81,7 @@ def over_files(
     hashes: FileHashes,
     advance: Advance,
     clean: Clean = as_it_is,
+    note: Callable[[], str] = str,
 ) -> Source:
     """The source that goes through files one after the other.
 
@@ -78,6 +93,7 @@ def over_files(
         hashes: of files, where they are known already.
         advance: hears of the bytes that are hashed.
         clean: makes a document of what is read.
+        note: what a user should know of the choice of files; asked only when they are read.
     """
     contents = hashed([path for path, _ in found], hashes, advance)
     return Source(
@@ -88,11 +104,15 @@ def over_files(
             len(found), lambda number: readers[number](*found[number]), sizes=[p.stat().st_size for p, _ in found]
         ),
         clean=clean,
+        note=note,
     )
 
 
-def find(path: Path, pattern: str) -> Found:
+def find(path: Path, pattern: str, remedy: str | None = None) -> Found:
     """The files that a user means by a file, a folder with patterns, or a glob; empty ones of several are left out.
+
+    Args:
+        remedy: what to do where a folder has none; unless said otherwise, to set --data.pattern.
 
     Raises:
         DataError: there are none, or all are empty.
@@ -118,22 +138,47 @@ def find(path: Path, pattern: str) -> Found:
     if not paths and root != path:
         raise DataError(f"no file matches {path}: check --data.path.")
     if not paths:
-        raise DataError(f"no file below {root} matches '{pattern}': set --data.pattern, e.g. '**/*{_common(root)}'.")
+        remedy = remedy or f"set --data.pattern, e.g. '**/*{_common(root)}'"
+        raise DataError(f"no file below {root} matches '{pattern}': {remedy}.")
     found = [(p, p.relative_to(root).as_posix()) for p in paths if p.stat().st_size]
     if not found:
-        raise DataError(f"all {len(paths)} files below {root} are empty: give files with text in them.")
+        raise DataError(f"all is empty in the {named(len(paths), 'file')} below {root}: give files with text in them.")
     return found
+
+
+def left_out(path: Path, pattern: str) -> str:
+    """Which files of a folder its patterns do not match, in a sentence; hidden ones are not spoken of."""
+    if not path.is_dir():
+        return ""
+    taken = {found for found, _ in find(path, pattern)}
+    others = _suffixes(p for p in _all(path) if p not in taken and p.stat().st_size)
+    if not others:
+        return ""
+    most = sorted(others.items(), key=lambda found: (-found[1], found[0]))[:_KINDS]
+    kinds = ", ".join(f"{suffix or 'without a suffix'} {count:,}" for suffix, count in most)
+    more = f", {named(len(others) - _KINDS, 'more kind')}" if len(others) > _KINDS else ""
+    count = others.total()
+    return (
+        f"{named(count, 'other file')} ({kinds}{more}) {'does' if count == 1 else 'do'} not match '{pattern}'; "
+        "--data.pattern takes more"
+    )
 
 
 def _common(root: Path) -> str:
     """The suffix, with that of a compression, that most files of a folder have."""
-    suffixes = Counter(plain_suffix(p) + (p.suffix if plain_suffix(p) != p.suffix.lower() else "") for p in _all(root))
+    suffixes = _suffixes(_all(root))
     suffixes.pop("", None)
     return suffixes.most_common(1)[0][0] if suffixes else ".md"
 
 
+def _suffixes(paths: Iterable[Path]) -> Counter[str]:
+    return Counter(plain_suffix(p) + (p.suffix if plain_suffix(p) != p.suffix.lower() else "") for p in paths)
+
+
 def _all(root: Path) -> list[Path]:
-    return [p for p in root.glob("**/*") if p.is_file()]
+    """The files of a folder that are not hidden."""
+    found = (p for p in root.glob("**/*") if p.is_file())
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts)]
 
 
 def hashed(paths: Sequence[Path], hashes: FileHashes, advance: Advance) -> list[str]:

@@ -14,9 +14,10 @@ from typing import Any
 from bonsaigpt.config import HubText
 from bonsaigpt.data.corpora.document import in_parts
 from bonsaigpt.data.corpora.files import hashed
-from bonsaigpt.data.corpora.source import Advance, Clean, Cursor, Document, Source, as_it_is, identity, reading
+from bonsaigpt.data.corpora.source import Clean, Cursor, Document, Source, as_it_is, identity, reading
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError, DeviceError
+from bonsaigpt.progress import Advance
 
 __all__ = ["Rows", "open_hub"]
 

@@ -18,7 +18,7 @@ from bonsaigpt.errors import DeviceError
 
 __all__ = ["FORMAT", "CleanArticle", "plain"]
 
-FORMAT = 1
+FORMAT = 2
 """Counts the changes of what this file makes of a page."""
 
 
@@ -47,6 +47,8 @@ _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>")
 _BROKEN = re.compile(r"\{\{+|\}\}+|\[\[+|\]\]+|^[ \t]*(\{\||\|).*$", re.MULTILINE)
 _EMPTY_BRACKETS = re.compile(r"\s*(\([\s,;:–/]*\)|（[\s,;:，；：、–/]*）|\[\s*\])")
 _BRACKET_START = re.compile(r"([(（])[\s,;:，；：、–]+")
+_BRACKET_END = re.compile(r"(?<![\s,;:，；：、])(?:[^\S\n]+–)?[\s,;:，；：、]*(?=[)）])")
+"""What is left before a closing bracket; a dash behind a word stays, as in `(1950–)`."""
 _SPACES = re.compile(r"[^\S\n]+")
 _SPACE_AT_ENDS = re.compile(r" ?\n ?")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -182,7 +184,7 @@ def _tidy(text: str) -> str:
     text = _CONVERTED.sub(_variant, text)
     text = _MAGIC.sub(lambda match: "" if match[0] == match[0].upper() else match[0], text)
     text = _BROKEN.sub("", _TAG.sub("", text))
-    text = _BRACKET_START.sub(r"\1", _EMPTY_BRACKETS.sub("", text))
+    text = _BRACKET_END.sub("", _BRACKET_START.sub(r"\1", _EMPTY_BRACKETS.sub("", text)))
     text = _SPACE_AT_ENDS.sub("\n", _SPACES.sub(" ", text))
     return _BLANK_LINES.sub("\n\n", _with_headings(text))
 

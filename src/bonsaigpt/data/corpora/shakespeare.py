@@ -11,10 +11,11 @@ from pathlib import Path
 from bonsaigpt.config import ShakespeareData
 from bonsaigpt.data.corpora.document import read_document, whole
 from bonsaigpt.data.corpora.files import find, over_files
-from bonsaigpt.data.corpora.source import Advance, Source
+from bonsaigpt.data.corpora.source import Source
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
 from bonsaigpt.files import write_text
+from bonsaigpt.progress import Advance
 
 __all__ = ["SHA256", "URL", "fetch", "open_shakespeare"]
 

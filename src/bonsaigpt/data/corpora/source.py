@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Advance", "Clean", "Cursor", "Document", "Read", "Source", "Stream", "as_it_is", "identity", "reading"]
-
-Advance = Callable[[str, int, int], None]
-"""``advance(what, done, total)``; total 0 means that nobody knows."""
+__all__ = ["Clean", "Cursor", "Document", "Read", "Source", "Stream", "as_it_is", "identity", "reading"]
 
 
 @dataclass(frozen=True, order=True)
@@ -64,6 +61,8 @@ class Source:
     """Bytes to read in all; None if nobody knows."""
     stream: Stream
     clean: Clean
+    note: Callable[[], str] = str
+    """What a user should know of the choice of the text, in a sentence without a full stop; empty: nothing."""
 
 
 def as_it_is(document: Document) -> Document:

@@ -8,9 +8,10 @@ from pathlib import Path
 from bonsaigpt.config import StdlibData
 from bonsaigpt.data.corpora.document import whole
 from bonsaigpt.data.corpora.files import Found, over_files
-from bonsaigpt.data.corpora.source import Advance, Source
+from bonsaigpt.data.corpora.source import Source
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance
 
 __all__ = ["open_stdlib"]
 

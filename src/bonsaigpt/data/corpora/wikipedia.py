@@ -18,13 +18,15 @@ from bonsaigpt.data.corpora.document import in_parts
 from bonsaigpt.data.corpora.files import find, over_files
 from bonsaigpt.data.corpora.hub import open_hub
 from bonsaigpt.data.corpora.markup import FORMAT, CleanArticle
-from bonsaigpt.data.corpora.source import Advance, Document, Source
+from bonsaigpt.data.corpora.source import Document, Source
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance
 
 __all__ = ["hidden_prefixes", "open_wikipedia"]
 
 _BLOCK = 1 << 18
+_DUMP = "a ...-pages-articles.xml.bz2 from https://dumps.wikimedia.org"
 _FILE, _CATEGORY = "6", "14"
 _HIDDEN = ("file", "image", "category")
 """Names that every Wikipedia knows besides its own."""
@@ -35,7 +37,7 @@ def open_wikipedia(config: WikipediaData, *, hashes: FileHashes, download: bool,
     """The articles of a dump: pages of namespace 0 that are no redirects, title first."""
     if config.path is None:
         return open_hub(config, hashes=hashes, download=download, advance=advance)
-    found = find(config.path, "**/*.xml, **/*.xml.*")
+    found = find(config.path, "**/*.xml, **/*.xml.*", f"give a dump as --data.path: {_DUMP}")
     return over_files(
         str(config.path),
         found,
@@ -88,13 +90,15 @@ def _parsed(path: Path, dump: _Dump) -> Iterator[int]:
                     f"{path} is cut short: it ends at byte {taken()} inside the dump; the last whole page was "
                     f"{dump.last}. Fetch it again."
                 ) from None
+            where = f"{what} in line {error.lineno}, column {error.offset}"
+            if not dump.is_dump:
+                raise DataError(f"{path} is no dump of a MediaWiki ({where}): give {_DUMP}.") from None
             raise DataError(
-                f"{path} is no dump of a MediaWiki: {what} in line {error.lineno}, column {error.offset}, of its XML, "
-                f"after page {dump.last}. Fetch it again."
+                f"{path} is damaged: {where}, of its XML, after page {dump.last}. Fetch it again."
             ) from None
         yield taken()
     if not dump.is_dump:
-        raise DataError(f"{path} is XML, but no dump of a MediaWiki: give a ...-pages-articles.xml.bz2.")
+        raise DataError(f"{path} is XML, but no dump of a MediaWiki: give {_DUMP}.")
 
 
 _ENDED = frozenset(

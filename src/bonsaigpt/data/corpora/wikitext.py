@@ -8,16 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bonsaigpt.config import WikitextData
 from bonsaigpt.data.corpora.compressed import open_bytes
 from bonsaigpt.data.corpora.document import check_text, decode, in_parts, lines
-from bonsaigpt.data.corpora.files import find, over_files
+from bonsaigpt.data.corpora.files import find, left_out, over_files
 from bonsaigpt.data.corpora.hub import open_hub
-from bonsaigpt.data.corpora.source import Advance, Document, Source, as_it_is
+from bonsaigpt.data.corpora.source import Document, Source, as_it_is
 from bonsaigpt.data.hashes import FileHashes
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance
 
 __all__ = ["articles", "detokenized", "open_wikitext"]
 
@@ -40,7 +42,16 @@ def open_wikitext(config: WikitextData, *, hashes: FileHashes, download: bool, a
         )
     found = find(config.path, config.pattern)
     readers = [_articles_of_file] * len(found)
-    return over_files(str(config.path), found, readers, settings=settings, hashes=hashes, advance=advance, clean=clean)
+    return over_files(
+        str(config.path),
+        found,
+        readers,
+        settings=settings,
+        hashes=hashes,
+        advance=advance,
+        clean=clean,
+        note=partial(left_out, config.path, config.pattern),
+    )
 
 
 def _articles_of_file(path: Path, name: str) -> Iterator[tuple[Document, int]]:

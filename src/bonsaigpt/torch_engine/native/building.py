@@ -1,7 +1,8 @@
 """Build the C++ of this folder once and keep it, as quietly as a file that came with the package.
 
 The result lies in the user's cache under a name that says all it depends on: sources, flags, compiler and processor
-(``-march=native``). It is written aside and renamed, so that processes that build at once do not disturb each other.
+(``-march=native``), and what is in it: a damaged library would kill whoever loads it. It is written aside and renamed,
+so that processes that build at once do not disturb each other.
 That there is no compiler is no error: whoever asks is told why there is no library and goes on without.
 """
 
@@ -37,7 +38,7 @@ _ASIDE = ".build-"
 
 _builds = 0
 _lock = threading.Lock()
-_loaded: dict[Path, ctypes.CDLL] = {}
+_loaded: dict[str, ctypes.CDLL] = {}
 
 
 class Missing(Exception):
@@ -56,10 +57,13 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def is_built() -> bool:
-    """Whether ``load_library`` would come back at once."""
-    with suppress(Missing):
-        return _path(_compiler()).exists()
-    return False
+    """Whether ``load_library`` would come back at once.
+
+    Raises:
+        Missing: there is no compiler, so nothing that one has built is looked for.
+    """
+    name = _name(_compiler())
+    return name in _loaded or bool(_kept(name))
 
 
 def load_library() -> ctypes.CDLL:
@@ -69,30 +73,47 @@ def load_library() -> ctypes.CDLL:
         Missing: there is no compiler, it fails, or what it made cannot be loaded.
     """
     compiler = _compiler()
-    path = _path(compiler)
+    name = _name(compiler)
     with _lock:
-        if path not in _loaded:
-            if path.exists():
-                with suppress(OSError):  # of a disk that another kind of machine shares
-                    _loaded[path] = ctypes.CDLL(str(path))
-            if path not in _loaded:
-                _loaded[path] = _build(compiler, path)
-        return _loaded[path]
+        if name not in _loaded:
+            for path in _kept(name):
+                with suppress(OSError):  # not ours to read; of a disk that another kind of machine shares
+                    if _hash(path) == path.stem.rpartition("-")[2]:
+                        _loaded[name] = ctypes.CDLL(str(path))
+            if name not in _loaded:
+                _loaded[name] = _build(compiler, name)
+        return _loaded[name]
 
 
 def _compiler() -> tuple[str, ...]:
     """The command of a C++ compiler: $CXX, or the first that is found."""
     named = os.environ.get("CXX")
-    for words in [tuple(shlex.split(named))] if named else [(name,) for name in _COMPILERS]:
+    try:
+        asked = tuple(shlex.split(named or ""))
+    except ValueError as error:
+        raise Missing(f"$CXX is no command ({error})") from None
+    for words in [asked] if named else [(name,) for name in _COMPILERS]:
         if words and shutil.which(words[0]):
             return words
     raise Missing(f"there is no compiler '{named}' ($CXX)" if named else "there is no C++ compiler")
 
 
-def _path(compiler: tuple[str, ...]) -> Path:
+def _name(compiler: tuple[str, ...]) -> str:
+    """What all libraries built from these sources, by this compiler, for this processor are called."""
     sources = hashlib.sha256(b"".join((_FOLDER / name).read_bytes() for name in _SOURCES)).hexdigest()
     key = (sources, _FLAGS, _TUNED, compiler, _version(compiler), _processor(), platform.machine())
-    return cache_folder() / f"decode-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}.so"
+    return f"decode-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}"
+
+
+def _kept(name: str) -> list[Path]:
+    """Such libraries in the cache."""
+    with suppress(OSError):  # a folder that we may not enter
+        return sorted(cache_folder().glob(f"{name}-*.so"))
+    return []
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
 
 
 @cache
@@ -116,22 +137,27 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _build(compiler: tuple[str, ...], path: Path) -> ctypes.CDLL:
+def _build(compiler: tuple[str, ...], name: str) -> ctypes.CDLL:
     """Compile into the cache and load; where that cannot be written, in a folder that is gone when we return."""
     global _builds
+    cache = cache_folder()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        folder, kept = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=path.parent)), True
+        cache.mkdir(parents=True, exist_ok=True)
+        _sweep(cache)
+        folder, kept = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=cache)), True
     except OSError:
         folder, kept = Path(tempfile.mkdtemp(prefix=_ASIDE)), False
     try:
-        made = folder / path.name
+        made = folder / f"{name}.so"
         _compile(compiler, made)
         _builds += 1
         if kept:
-            os.replace(made, path)
-        return ctypes.CDLL(str(path if kept else made))  # once loaded it needs no file
+            damaged = _kept(name)
+            made = made.rename(cache / f"{name}-{_hash(made)}.so")
+            for path in damaged:
+                if path != made:
+                    path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(made))  # once loaded it needs no file
     except OSError as error:
         raise Missing(f"what {compiler[0]} built cannot be used ({error})") from None
     finally:

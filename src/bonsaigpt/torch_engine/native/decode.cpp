@@ -28,8 +28,8 @@ struct Model {
     const float *wte, *wpe, *cos, *sin, *ln_f, *ln_f_bias;
     const Layer* layer;
     Matrix head;
-    // Keys lie in panels of 16 slots, (layers, rows, kv_heads, slots / 16, head_width, 16), so that 16 scores are made
-    // at once; values as they come, (layers, rows, kv_heads, slots, head_width). Slots are padded to a multiple of 16.
+    // Keys lie in panels of 16 slots, (rows, layers, kv_heads, slots / 16, head_width, 16), so that 16 scores are made
+    // at once; values as they come, (rows, layers, kv_heads, slots, head_width). Slots are padded to a multiple of 16.
     float *keys, *values;
     int64_t* lengths;  // (rows,), kept here and by the caller
 };
@@ -127,9 +127,9 @@ class Decoder {
             for (int64_t i = one ? 0 : chunk; i < (one ? count : chunk + 1); i++) remember(l, i, i >= from);
         });
         int64_t pairs = (count - from) * m_.kv_heads;
-        int64_t each = std::max<int64_t>(1, pairs / (4 * pool_.threads()));
-        pool_.share((pairs + each - 1) / each, [&](int64_t chunk, int thread) {
-            for (int64_t i = chunk * each; i < std::min(pairs, (chunk + 1) * each); i++)
+        int64_t some = std::max<int64_t>(1, pairs / (4 * pool_.threads()));
+        pool_.share((pairs + some - 1) / some, [&](int64_t chunk, int thread) {
+            for (int64_t i = chunk * some; i < std::min(pairs, (chunk + 1) * some); i++)
                 attend(l, from + i / m_.kv_heads, i % m_.kv_heads, &scores_[thread * slots_]);
         });
         multiply(layer.attn_proj, mixed_.data(), mixed_width_, from, count, add);
@@ -150,11 +150,11 @@ class Decoder {
     void multiply(const Matrix& m, const float* x, int64_t x_stride, int64_t from, int64_t count,
                   const Finish& finish) {
         int64_t panels = padded(m.outputs) / LANES, rows = count - from;
-        int64_t each = m.inputs > 1024 ? 2 : 4;  // some microseconds
-        if (panels * LANES * m.inputs * rows < WORTH) each = panels;
-        else each = std::max(each, panels / (16 * pool_.threads()) / 4 * 4);
-        pool_.share((panels + each - 1) / each, [&](int64_t chunk, int) {
-            products(m, x, x_stride, from, count, chunk * each, std::min(panels, (chunk + 1) * each), finish);
+        int64_t some = m.inputs > 1024 ? 2 : 4;  // some microseconds
+        if (panels * LANES * m.inputs * rows < WORTH) some = panels;
+        else some = std::max(some, panels / (16 * pool_.threads()) / 4 * 4);
+        pool_.share((panels + some - 1) / some, [&](int64_t chunk, int) {
+            products(m, x, x_stride, from, count, chunk * some, std::min(panels, (chunk + 1) * some), finish);
         });
     }
 
@@ -226,7 +226,7 @@ class Decoder {
     }
 
     int64_t place(int64_t layer, int64_t token, int64_t group) const {
-        return ((layer * m_.rows + rows_[token]) * m_.kv_heads + group) * slots_ * m_.head_width;
+        return ((rows_[token] * m_.layers + layer) * m_.kv_heads + group) * slots_ * m_.head_width;
     }
 
     // Queries and keys take their position; keys and values go into the cache.
@@ -297,12 +297,12 @@ class Decoder {
         for (int p = 0; p < PANELS; p++) store(scores + slot + p * LANES, sums[p] * scale);
     }
 
-    template <int PARTS>
+    template <int COUNT>
     void mix(const float* scores, const float* values, int64_t first, int64_t seen, float inverse, float* out) const {
-        Vec sums[PARTS] = {};
+        Vec sums[COUNT] = {};
         for (int64_t s = first; s < seen; s++)
-            for (int p = 0; p < PARTS; p++) sums[p] += load(values + s * m_.head_width + p * LANES) * scores[s];
-        for (int p = 0; p < PARTS; p++) store(out + p * LANES, sums[p] * inverse);
+            for (int p = 0; p < COUNT; p++) sums[p] += load(values + s * m_.head_width + p * LANES) * scores[s];
+        for (int p = 0; p < COUNT; p++) store(out + p * LANES, sums[p] * inverse);
     }
 
     static Vec silu(const Vec& v) {
@@ -311,7 +311,7 @@ class Decoder {
 
     Vec bend(const Vec& v) const {
         if (m_.mlp == RELU2) {
-            Vec positive = max(v, Vec{});
+            Vec positive = max(Vec{}, v);
             return positive * positive;
         }
         return each([&](int p) {
@@ -323,7 +323,8 @@ class Decoder {
 
     Model m_;
     Pool pool_;
-    Pace paces_[8];  // up to MOST tokens
+    // Up to MOST tokens. A prompt comes once and is much work: it shares before anything was tried.
+    Pace paces_[8] = {Pace(false), Pace(false), Pace(false), Pace(false), Pace(true), Pace(true), Pace(true), Pace(true)};
     std::vector<Layer> layers_;
     int64_t width_, qkv_width_, mixed_width_, hidden_width_, slots_;  // strides of the buffers below
     std::vector<float> x_, normed_, qkv_, mixed_, hidden_, scores_;

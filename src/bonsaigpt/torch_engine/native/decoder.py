@@ -13,6 +13,7 @@ from torch import nn
 from bonsaigpt.config import GeluMLP, ModelConfig, RopePosition, SoftmaxAttention
 from bonsaigpt.errors import GenerateError
 from bonsaigpt.torch_engine.attention import Attention
+from bonsaigpt.torch_engine.eager import check_row
 from bonsaigpt.torch_engine.model import GPT, Block
 from bonsaigpt.torch_engine.native.building import Missing
 from bonsaigpt.torch_engine.native.library import MLPS, ROPES, Layer, Model, library
@@ -30,8 +31,8 @@ class NativeDecoder:
     """See ``bonsaigpt.engines.Decoder``. One thread at a time may call it.
 
     Holds a packed copy of all matrices, a tied head too (so float32 doubles the model's memory and int8 adds a
-    quarter), and 8 L G K bytes of keys and values for each slot of each row. The weights are those of the moment when
-    it was made.
+    quarter), and 8 L G K bytes of keys and values for each slot of each row. Embeddings and norms are the model's own:
+    it must not change as long as this is used.
 
     Raises:
         Missing: the library cannot be built here, or does not compute this variant.
@@ -46,7 +47,7 @@ class NativeDecoder:
         self._most = int(self._library.bonsai_most_tokens())
         self.rows, self.block_size, self.vocabulary = rows, config.block_size, config.vocabulary
         slots = -(-config.block_size // LANES) * LANES
-        shape = (config.n_layer, rows, config.n_kv_head)
+        shape = (rows, config.n_layer, config.n_kv_head)
         # Zeros, which the system gives when they are first touched: a row that nobody uses takes no memory.
         self._keys = np.zeros((*shape, slots // LANES, config.head_width, LANES), dtype=np.float32)
         self._values = np.zeros((*shape, slots, config.head_width), dtype=np.float32)
@@ -87,23 +88,35 @@ class NativeDecoder:
         count = len(rows)
         if count > self.rows or len(tokens) != count:
             raise GenerateError(f"{count} rows with {len(tokens)} tokens cannot be: the cache has {self.rows} rows")
-        for start in range(0, count, self._most):
-            part = min(self._most, count - start)
-            self._in_rows[:part] = rows[start : start + part]
-            self._in_tokens[:part] = tokens[start : start + part]
-            self._call(part, 0, self._out + 4 * start * self.vocabulary)
+        if count > 1 and len(set(rows.tolist())) < count:
+            raise GenerateError(f"rows {rows.tolist()} cannot be: a step makes one token for each of some rows")
+        before = self._lengths.copy() if count > self._most else None
+        try:
+            for start in range(0, count, self._most):
+                part = min(self._most, count - start)
+                self._in_rows[:part] = rows[start : start + part]
+                self._in_tokens[:part] = tokens[start : start + part]
+                self._call(part, 0, self._out + 4 * start * self.vocabulary)
+        except GenerateError:
+            if before is not None:  # earlier parts were done
+                self._lengths[:] = before
+            raise
         return self._logits[:count]
 
     def truncate(self, row: int, length: int) -> None:
+        check_row(row, self.rows)
         if not 0 <= length <= self._lengths[row]:
             raise GenerateError(f"row {row} holds {self._lengths[row]} tokens: it cannot be cut to {length}")
         self._lengths[row] = length
 
+    def reach(self, row: int, length: int) -> int:
+        return length
+
     def copy_row(self, source: int, target: int) -> None:
         used = int(self._lengths[source])
         panels = -(-used // LANES)
-        self._keys[:, target, :, :panels] = self._keys[:, source, :, :panels]
-        self._values[:, target, :, :used] = self._values[:, source, :, :used]
+        self._keys[target, :, :, :panels] = self._keys[source, :, :, :panels]
+        self._values[target, :, :, :used] = self._values[source, :, :, :used]
         self._lengths[target] = used
 
     def bits(self) -> int:

@@ -119,6 +119,9 @@ class Pool {
 // no model while others use their cores. Some steps are tried each way, now and then, more rarely while nothing changes.
 class Pace {
   public:
+    // ``pays``: take it for granted at first, and try later.
+    explicit Pace(bool pays) : trial_(pays ? TRIALS : 0), left_(SHORTEST), pays_(pays) {}
+
     bool shared() const { return trial_ < TRIALS ? trial_ % 2 == 0 : pays_; }
 
     void note(double seconds) {
@@ -139,7 +142,7 @@ class Pace {
 
   private:
     static constexpr int TRIALS = 12, SHORTEST = 256, LONGEST = 8192;
-    int trial_ = 0, left_ = 0, rest_ = SHORTEST;
-    bool pays_ = false;
+    int trial_, left_, rest_ = SHORTEST;
+    bool pays_;
     double spent_[2] = {0, 0};
 };

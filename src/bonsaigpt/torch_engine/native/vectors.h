@@ -77,6 +77,7 @@ inline Vec operator+(const Vec& a, float b) { return a + spread(b); }
 inline Vec operator-(const Vec& a, float b) { return a + spread(-b); }
 inline Vec operator*(const Vec& a, float b) { return a * spread(b); }
 inline Vec& operator+=(Vec& a, const Vec& b) { return a = a + b; }
+// Of what is no number, b's: so a NaN must be in b to be seen.
 inline Vec max(const Vec& a, const Vec& b) {
     return each([&](int p) { return a.part[p] > b.part[p] ? a.part[p] : b.part[p]; });
 }
@@ -100,8 +101,8 @@ inline float most(const Vec& v) {
 // e^x: x = n ln 2 + r, e^r by its series to r^7 (error below one ulp for |r| < 0.35), 2^n by the exponent's bits.
 inline Floats exp(Floats x) {
     const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f, half = Floats{} + 0.5f;
-    x = x > low ? x : low;
-    x = x < high ? x : high;
+    x = x < low ? low : x;  // so that NaN stays
+    x = x > high ? high : x;
     Floats n = x * 1.44269504f;
     Ints whole = __builtin_convertvector(n + (n < 0 ? -half : half), Ints);
     n = __builtin_convertvector(whole, Floats);

@@ -16,29 +16,22 @@ from typing import IO, Any
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, RollbackEvent, StartEvent
 
-__all__ = ["JsonLines", "read_metrics"]
+__all__ = ["JsonLines", "LineFile", "read_metrics"]
 
 
 class JsonLines(Callback):
     """Lines of training carry ``loss``, lines of evaluation ``val_loss``; both carry step, tokens and seconds."""
 
     def __init__(self) -> None:
-        self._file: IO[str] | None = None
+        self._file = LineFile()
 
     def on_start(self, event: StartEvent) -> None:
         # A killed run may have written past its last checkpoint, or half a line; those steps come again, and so does
         # the evaluation of the checkpoint itself, which nobody may have heard of.
-        self._open(
+        self._file.open(
             event.run.path / "metrics.jsonl",
             lambda line: line["step"] < event.step or (line["step"] == event.step > 0 and "val_loss" not in line),
         )
-
-    def _open(self, path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-        """Append to the file, without the lines whose steps come again."""
-        kept = [line for line in read_metrics(path) if is_kept(line)]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        with writing(path):
-            self._file = path.open("a", encoding="utf-8")
 
     def on_log(self, event: LogEvent) -> None:
         self._write(asdict(event))
@@ -48,26 +41,53 @@ class JsonLines(Callback):
         self._write({"step": event.step, "tokens": event.tokens, "seconds": event.seconds, **scores})
 
     def on_rollback(self, event: RollbackEvent) -> None:
-        assert self._file is not None
-        self.close()
-        path = Path(self._file.name)
-        self._open(path, lambda line: line["step"] <= event.back_to)
+        path = self._file.path
+        self._file.open(path, lambda line: line["step"] <= event.back_to)
         with writing(path), path.with_name("rollbacks.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(event)) + "\n")
 
     def close(self) -> None:
+        self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        # JSON knows neither NaN nor infinity.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write({k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in finite.items()})
+
+
+class LineFile:
+    """A file to which lines of JSON are added, each with its ``step``."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    @property
+    def path(self) -> Path:
+        """Of the file that is open."""
+        assert self._file is not None
+        return Path(self._file.name)
+
+    def open(self, path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Go on with the file, without the lines whose steps come again; those that are kept."""
+        self.close()
+        kept = [line for line in read_metrics(path) if is_kept(line)]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8")
+        return kept
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One more line; it is in the file when this returns."""
+        assert self._file is not None
+        with writing(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Nothing is open any more; nothing may have been."""
         if self._file is not None:
             with suppress(OSError):  # each line was flushed when written; what is left was refused then, and said so
                 self._file.close()
-
-    def _write(self, record: dict[str, Any]) -> None:
-        assert self._file is not None
-        # JSON knows neither NaN nor infinity.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        rounded = {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in finite.items()}
-        with writing(Path(self._file.name)):
-            self._file.write(json.dumps(rounded) + "\n")
-            self._file.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from bonsaigpt.config import MixtureData, ReadingData, RunConfig, TaskData
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.documents import document_starts
+from bonsaigpt.data.indexes import Indexes
 from bonsaigpt.data.mixture import MixtureBatches
 from bonsaigpt.data.packing import packed_rows
 from bonsaigpt.data.plan import BatchPlan
@@ -14,33 +16,38 @@ from bonsaigpt.data.shards import Corpus
 from bonsaigpt.data.toys import task_batches
 from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance, Say
 from bonsaigpt.randomness import key
 
 __all__ = ["source_of"]
-
-Advance = Callable[[str, int, int], None]
-"""``advance(what, done, total)``; total 0 means that nobody knows."""
 
 
 def source_of(
     config: RunConfig,
     corpus_of: Callable[[ReadingData], Corpus],
+    corpora: Path,
     *,
-    say: Callable[[str], None],
+    say: Say,
     advance: Advance,
 ) -> BatchSource:
     """Whatever a run trains on, ready for ``batch_at``.
 
     Args:
         corpus_of: opens the corpus of some settings, and prepares it first if it is not yet.
+        corpora: folder for indexes of corpora that lie where nothing can be written.
     """
     data, plan = config.data, BatchPlan.of(config)
+
+    def batches(reading: ReadingData, seed: int) -> TokenBatches:
+        corpus = corpus_of(reading)
+        return _corpus_batches(reading, corpus, seed, config, Indexes.of(corpus, corpora, say), advance)
+
     if isinstance(data, TaskData):
         return task_batches(data, seed=config.seed, plan=plan)
     if not isinstance(data, MixtureData):
-        return _corpus_batches(data, corpus_of(data), config.seed, config, advance)
+        return batches(data, config.seed)
     members = {
-        name: _corpus_batches(part.data, corpus_of(part.data), key(config.seed, "part", number), config, advance)
+        name: batches(part.data, key(config.seed, "part", number))
         for number, (name, part) in enumerate(zip(data.names, data.parts, strict=True))
     }
     mixture = MixtureBatches(members=members, weights=tuple(part.weight for part in data.parts), plan=plan)
@@ -51,7 +58,9 @@ def source_of(
     return mixture
 
 
-def _corpus_batches(data: ReadingData, corpus: Corpus, seed: int, config: RunConfig, advance: Advance) -> TokenBatches:
+def _corpus_batches(
+    data: ReadingData, corpus: Corpus, seed: int, config: RunConfig, indexes: Indexes, advance: Advance
+) -> TokenBatches:
     plan, tokenizer = BatchPlan.of(config), corpus.tokenizer
     train = corpus.stream("train")
     packed = None
@@ -64,9 +73,8 @@ def _corpus_batches(data: ReadingData, corpus: Corpus, seed: int, config: RunCon
                 "token: use another, e.g. --data.tokenizer.kind bytes"
             )
         if data.order == "packed":
-            home = corpus.folder / "train"
-            starts = document_starts(train, end, home.with_name("train.documents.bin"), advance)
-            packed = packed_rows(starts, block_size=plan.block_size, end_of_text=end, home=home, advance=advance)
+            starts = document_starts(train, end, indexes, advance)
+            packed = packed_rows(starts, block_size=plan.block_size, end_of_text=end, indexes=indexes, advance=advance)
     masked = "-documents" if data.document_mask else ""
     return TokenBatches(
         train=train,

@@ -13,27 +13,32 @@ from bonsaigpt.config import (
 )
 from bonsaigpt.data.corpora.source import Cursor, Source
 from bonsaigpt.data.growing import Growing, Work
-from bonsaigpt.data.pieces import SEPARATOR, Alphabet, Encode, Learned, Piece, Sides, Texts, content_hash, cut_pieces
+from bonsaigpt.data.pieces import (
+    SEPARATOR,
+    Alphabet,
+    Encode,
+    Learned,
+    Piece,
+    Sides,
+    Texts,
+    content_hash,
+    cut_pieces,
+    with_text,
+)
 from bonsaigpt.data.pool import in_order
 from bonsaigpt.data.seen import Seen
 from bonsaigpt.data.shards import Corpus
 from bonsaigpt.data.tokenizers import BpeTokenizer, CharTokenizer, Tokenizer, from_json
 from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Advance, Say
+from bonsaigpt.units import named
 
-__all__ = ["Advance", "Preparation", "Say", "silent"]
+__all__ = ["Preparation"]
 
 _HASH_FROM = 20
 """Documents from which on `split = auto` holds out whole documents."""
 
-Say = Callable[[str], None]
-"""Receives one line per stage."""
-Advance = Callable[..., None]
-"""``advance(what, done, total, note)``; total 0 means that nobody knows; the note, which may be left out, is speed."""
 Result = TypeVar("Result")
-
-
-def silent(*_: object) -> None:
-    """Nobody listens."""
 
 
 class Preparation:
@@ -98,7 +103,7 @@ class Preparation:
         count, held, seen = 0, 0, set[int]()
         for document, _ in self._source.stream(Cursor()):
             cleaned = None if document.start else self._source.clean(document)
-            if cleaned is None or not cleaned.text:
+            if cleaned is None or not with_text(cleaned):
                 continue
             value = content_hash(cleaned)
             if config.dedup:
@@ -111,10 +116,13 @@ class Preparation:
                 return Sides("hash", config.val_fraction)
         if config.split == "hash":
             raise DataError(
-                f"data.split = 'hash' put all {count} documents on one side: use data.split = 'tail', "
+                f"data.split = 'hash' put all {count:,} documents on one side: use data.split = 'tail', "
                 "or another data.val_fraction"
             )
-        return Sides("tail", config.val_fraction)
+        if count < least:
+            return Sides("tail", config.val_fraction)
+        which = "all" if held else "none"
+        return Sides("tail", config.val_fraction, f"{which} of {named(count, 'document')} fell to validation")
 
     # ------------------------------------------------------------------ the tokenizer
 
@@ -166,15 +174,20 @@ class Preparation:
                 growing.add(piece)
         counts = growing.counts
         characters, size = (sum(getattr(c, n) for c in counts.values()) for n in ("characters", "bytes"))
+        if not characters:
+            raise DataError(f"there is nothing but white space in {self._source.name}: give a text.")
         if not all(c.tokens for c in counts.values()):
             raise DataError(
-                f"the text has {characters} character{'s' * (characters != 1)}: too short to hold out "
+                f"the text has {named(characters, 'character')}: too short to hold out "
                 f"{self._config.val_fraction:.0%} of it. Give more text."
             )
         corpus = growing.finish(source=self._source.name, identity=self._source.identity, split=self._sides.words())
-        left_out = [(growing.duplicates, "duplicates"), (growing.dropped, "without text")]
-        words = "".join(f", {count:,} {what} left out" for count, what in left_out if count)
-        self._say(f"{growing.documents:,} documents{words}, {characters:,} characters; {corpus.split}")
+        left_out = [
+            (growing.duplicates, named(growing.duplicates, "duplicate")),
+            (growing.dropped, f"{growing.dropped:,} without text"),
+        ]
+        words = "".join(f", {what} left out" for count, what in left_out if count)
+        self._say(f"{named(growing.documents, 'document')}{words}, {named(characters, 'character')}; {corpus.split}")
         self._say(
             f"{counts['train'].tokens:,} training and {counts['val'].tokens:,} validation tokens, "
             f"{size / (counts['train'].tokens + counts['val'].tokens):.2f} bytes each, in {corpus.folder}"

@@ -1,0 +1,135 @@
+"""`bonsai study kv`: what the key/value cache costs, in bits and in loss."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from bonsaigpt.cli.common import Parser, add_placement, count_from, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.eval import source_of
+from bonsaigpt.cli.studying import tell
+from bonsaigpt.errors import DataError
+from bonsaigpt.kv import read_policy, write_policy
+from bonsaigpt.measure.kv import contiguous, cut
+from bonsaigpt.study.kv import Bench, policies
+from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
+from bonsaigpt.study.kv_search import Found, search
+
+__all__ = ["run"]
+
+_EXAMPLE = """  bonsai study kv runs/shakespeare-char
+  bonsai study kv runs/shakespeare-char --max-loss 0.05
+  bonsai study kv runs/shakespeare-char --policy "window(32), int4" --policy "window(16), int8\""""
+
+
+def run(argv: list[str]) -> int:
+    """The verb."""
+    arguments = _parser().parse(argv)
+    chosen = [read_policy(words) for words in arguments.policy]
+    opened = open_model(arguments.model, runs=arguments.runs)
+    ids = contiguous(source_of(opened, arguments.text, arguments.corpora))
+    config, block = opened.config, opened.config.block_size
+    if config.position.kind == "learned":
+        raise DataError(
+            f"{opened.label} has learned positions, of which there are none past its block of {block}: the study reads "
+            "beyond it. `bonsai eval --kv` measures a policy within the block."
+        )
+    length = arguments.length or 9 * block
+    rows = min(arguments.rows, (len(ids) - 1) // length // 2)
+    if length <= block or rows < 1:
+        raise DataError(
+            f"the text has {len(ids):,} tokens, but two sets of pieces of {length:,} tokens are read, each longer than "
+            f"the block of {block}: use --length with more than {block}, or more text with --text FILE"
+        )
+    streams = cut(ids, 2 * rows, length)
+    engine, model = opened.on(arguments)
+    # Every other piece is for the search, so that nothing is chosen by the text that it is reported on.
+    bench = Bench(engine, model, config, streams[::2], chunk=arguments.chunk)
+    chosen = chosen or [read_policy(words) for words in policies(config)]
+    found = None
+    with progress_bar(Console(stderr=True)) as advance:
+        bench.refer(windows=not arguments.fast, advance=advance)
+        if arguments.max_bits is not None or arguments.max_loss is not None:
+            other = Bench(engine, model, config, streams[1::2], chunk=arguments.chunk)
+            other.refer(windows=False, advance=advance)
+
+            def say(step: Found) -> None:
+                advance("searching", step.tried, 0, f"{step.bits:,.0f} bits, {step.added:+.4f} nats")
+
+            found = search(config, other.quick, max_bits=arguments.max_bits, max_loss=arguments.max_loss, say=say)
+            chosen.append(found.kv)
+        points = []
+        for number, kv in enumerate(chosen):
+            points.append(bench.measure(kv))
+            advance("policies", number + 1, len(chosen), write_policy(kv))
+    study = KVStudy(
+        label=opened.label,
+        block=block,
+        tokens=bench.tokens,
+        chunk=arguments.chunk,
+        references=bench.references,
+        best=bench.best,
+        points=points,
+        found=found,
+    )
+    folder = arguments.out or (opened.run.path / "studies" if opened.run is not None else Path("."))
+    folder.mkdir(parents=True, exist_ok=True)
+    tell(kv_table(points), study.verdict, write_kv(study, folder))
+    if found is not None:
+        print(f'{found.bits:,.0f} bits a token: bonsai sample {arguments.model} --kv "{write_policy(found.kv)}"')
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "study kv",
+        "Read the validation text through many cache policies, past the training context, and draw bits held against "
+        "loss: formats, windows, choices of tokens, their products, and what a search finds within a budget. No "
+        "training.",
+        _EXAMPLE,
+    )
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="read this text instead of the validation split")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="POLICY",
+        help="measure this one; can be repeated (default: some fifty)",
+    )
+    budget = parser.add_argument_group("search")
+    limit = budget.add_mutually_exclusive_group()
+    limit.add_argument("--max-bits", type=_positive, metavar="N", help="find the least loss within N bits a token")
+    limit.add_argument(
+        "--max-loss", type=_positive, metavar="NATS", help="find the fewest bits within so much added loss"
+    )
+    parser.add_argument(
+        "--length", type=count_from(2), metavar="N", help="tokens of each piece of text (default: nine blocks)"
+    )
+    parser.add_argument("--rows", type=count_from(1), default=32, metavar="N", help="pieces of text (default: 32)")
+    parser.add_argument(
+        "--chunk",
+        type=count_from(1),
+        default=1,
+        metavar="N",
+        help="tokens read at once, at 16 bits (default: 1)",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="leave out the reference that reads each window anew from raw text"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/studies)")
+    add_placement(parser)
+    runs_folder(parser)
+    return parser
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be a limit: use a number above 0")
+    return value

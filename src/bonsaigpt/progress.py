@@ -1,0 +1,16 @@
+"""How long work tells of itself: a line for each stage, and how far it is. Whoever called decides what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["Advance", "Say", "silent"]
+
+Say = Callable[[str], None]
+"""Receives one line per stage."""
+Advance = Callable[..., None]
+"""``advance(what, done, total, note)``; total 0 means that nobody knows; the note, which may be left out, is speed."""
+
+
+def silent(*_: object) -> None:
+    """Nobody listens; a ``Say`` or an ``Advance``."""

@@ -1,0 +1,234 @@
+"""What a cache costs in bits and in loss: one text, one model, many policies, all read through the deployed cache.
+
+The protocol: contiguous pieces of the validation text; only positions from the training context on are scored; losses
+are paired with the best uncompressed reference, token by token, and intervals come from a bootstrap over blocks of
+text. Bits are those held while the last tokens were read, over the tokens of the training context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bonsaigpt.config import KVConfig, ModelConfig
+from bonsaigpt.engines import Engine
+from bonsaigpt.kv import read_policy, write_policy
+from bonsaigpt.measure.kv import KVReading, plain_bits, read_windows, reading
+from bonsaigpt.randomness import generator
+
+__all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies"]
+
+_BLOCK = 256
+"""Tokens that are drawn together in the bootstrap: neighbours are no independent measurements."""
+_DRAWS = 2000
+
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Everything exact, in one of the ways that this can mean past the training context."""
+
+    name: str
+    loss: float
+    by_position: list[float]
+    """Mean loss of each block of positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVPoint:
+    """One policy."""
+
+    policy: str
+    bits: float
+    """A token of the training context."""
+    factor: float
+    """Times fewer than keys and values of the training context in 16 bits."""
+    loss: float
+    added: float
+    """To the best reference, nats a token."""
+    low: float
+    high: float
+    """95 % interval of ``added``."""
+    kl: float
+    kl_99: float
+    """The 99th percentile."""
+    agree: float
+    """Share of tokens at which the likeliest one is the reference's."""
+    by_position: list[float]
+    slope: float
+    """Of the added loss over the scored positions: nats from their begin to their end."""
+    slope_margin: float
+    """Half of its 95 % interval, from the spread between pieces."""
+
+
+def policies(config: ModelConfig) -> list[str]:
+    """What is tried by default: floors, formats, choices of tokens, and products of both."""
+    block, width = config.block_size, config.head_width
+    half, quarter, eighth = (max(4, block // n) for n in (2, 4, 8))
+    fine = f"group={16 if width % 16 == 0 else width}"
+    whole = f"window({block})"
+    found = [f"window({n}), bf16" for n in (block, half, quarter, eighth)]
+    formats = ["int8", "e4m3", "e5m2", "int6", "int5", "int4", "int4(hadamard)", "int3", "int3(hadamard)"]
+    formats += [f"int3({fine})", f"int2({fine})", f"int2({fine}, hadamard)", f"ternary({fine})", f"sign({fine})"]
+    found += [f"{whole}, {form}" for form in formats]
+    group = max(2, eighth)
+    found.append(f"{whole}, k=int2(axis=channel, group={group}, residual={group}), v=int2({fine}, residual={group})")
+    found += [f"{whole}, x={form}" for form in ("int8", "int4")]
+    for budget in (half, quarter):
+        sinks, near = max(1, budget // 8), max(2, budget // 2)
+        rest = budget - sinks - near
+        found.append(f"sinks({sinks})+window({budget - sinks}), bf16")
+        for rule in ("h2o", "tova", "keynorm", "random", "snapkv"):
+            more = f", queries={min(8, near)}" if rule == "snapkv" else ""
+            found.append(f"sinks({sinks})+window({near})+{rule}({rest}{more}), bf16")
+    for window in (half, quarter, eighth):
+        found += [f"window({window}), {form}" for form in ("int8", "int5", "int4(hadamard)", "int3(hadamard)")]
+    if config.position.kind == "rope":
+        found += [f"sinks(4)+window({block - 4}), bf16, positions=slot", f"{whole}, bf16, positions=slot"]
+    return list(dict.fromkeys(found))  # of a short block some are the same
+
+
+class Bench:
+    """Pieces of a text, and the references that policies are held against.
+
+    Args:
+        streams_RT1: token ids of R pieces, (R, T + 1), longer than the model's block.
+        chunk: tokens read at once; those are counted at 16 bits.
+    """
+
+    def __init__(self, engine: Engine, model: Any, config: ModelConfig, streams_RT1: np.ndarray, *, chunk: int) -> None:
+        self.config, self.chunk = config, chunk
+        self._engine, self._model, self._streams = engine, model, streams_RT1
+        self.first = config.block_size
+        self.references: list[Reference] = []
+        self._best: KVReading | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Targets that are scored."""
+        return len(self._streams) * (self._streams.shape[1] - 1 - self.first)
+
+    def refer(self, *, windows: bool, advance: Advance) -> None:
+        """Read the references; the one of least loss is what policies are compared with.
+
+        Args:
+            windows: also read the window before each token from raw text, which takes ``block_size`` times as long.
+        """
+        block = self.config.block_size
+        found: list[tuple[str, KVReading]] = []
+        names = {f"window({block}) through the cache": f"window({block})"}
+        if self.config.position.kind != "learned":
+            names = {"everything, positions running on": "full"} | names
+        for name, words in names.items():
+            found.append((name, self._read(read_policy(words), chunk=16, keep_logits=True, advance=advance, name=name)))
+        if windows:
+            name = f"the {block} tokens before, from raw text"
+            follow = _following(advance, name)
+            read = read_windows(self._engine, self._model, self.config, self._streams, first=self.first, advance=follow)
+            found.append((name, read))
+        self.references = [
+            Reference(name=name, loss=self._mean(r.losses_RT), by_position=self._curve(r.losses_RT))
+            for name, r in found
+        ]
+        best = min(range(len(found)), key=lambda i: self.references[i].loss)
+        self._best, self.best = found[best][1], self.references[best]
+
+    def measure(self, kv: KVConfig, *, advance: Advance = lambda *_: None) -> KVPoint:
+        """One policy against the best reference."""
+        assert self._best is not None
+        assert self._best.logits_RTV is not None
+        words = write_policy(kv)
+        read = self._read(kv, chunk=self.chunk, reference_RTV=self._best.logits_RTV, advance=advance, name=words)
+        assert read.kl_RT is not None
+        assert read.agree_RT is not None
+        added_RT = (read.losses_RT - self._best.losses_RT)[:, self.first :]
+        low, high = bootstrap(added_RT)
+        kl_RT = read.kl_RT[:, self.first :]
+        slope, margin = _slope(added_RT)
+        block = self.config.block_size
+        return KVPoint(
+            policy=words,
+            bits=read.bits / block,
+            factor=plain_bits(self.config, block) / read.bits,
+            loss=self._mean(read.losses_RT),
+            added=float(added_RT.mean()),
+            low=low,
+            high=high,
+            kl=float(kl_RT.mean()),
+            kl_99=float(np.quantile(kl_RT, 0.99)),
+            agree=float(read.agree_RT[:, self.first :].mean()),
+            by_position=self._curve(read.losses_RT),
+            slope=slope,
+            slope_margin=margin,
+        )
+
+    def quick(self, kv: KVConfig) -> tuple[float, float]:
+        """Added loss and bits a token of the context, without the rest: for a search."""
+        assert self._best is not None
+        read = self._read(kv, chunk=self.chunk)
+        added = (read.losses_RT - self._best.losses_RT)[:, self.first :].mean()
+        return float(added), read.bits / self.config.block_size
+
+    def _read(
+        self,
+        kv: KVConfig,
+        *,
+        chunk: int,
+        reference_RTV: np.ndarray | None = None,
+        keep_logits: bool = False,
+        advance: Advance = lambda *_: None,
+        name: str = "",
+    ) -> KVReading:
+        return reading(
+            self._engine,
+            self._model,
+            self.config,
+            kv,
+            self._streams,
+            chunk=chunk,
+            reference_RTV=reference_RTV,
+            keep_logits=keep_logits,
+            advance=_following(advance, name),
+        )
+
+    def _mean(self, losses_RT: np.ndarray) -> float:
+        return float(losses_RT[:, self.first :].mean())
+
+    def _curve(self, losses_RT: np.ndarray) -> list[float]:
+        block = self.config.block_size
+        starts = range(0, losses_RT.shape[1] - block + 1, block)
+        return [float(losses_RT[:, at : at + block].mean()) for at in starts]
+
+
+def bootstrap(values_RT: np.ndarray, *, block: int = _BLOCK, draws: int = _DRAWS, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean, by drawing blocks of neighbours with replacement (Kuensch 1989)."""
+    T = values_RT.shape[1]
+    pieces = max(1, T // block)
+    means = np.array([part.mean() for row in values_RT for part in np.array_split(row, pieces)])
+    picked = generator(seed, "bootstrap").integers(0, len(means), (draws, len(means)))
+    low, high = np.quantile(means[picked].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def frontier(points: Sequence[KVPoint]) -> list[bool]:
+    """Of each point whether no other has fewer bits and no more loss, or as few and less."""
+    return [
+        not any(o.bits <= p.bits and o.added <= p.added and (o.bits < p.bits or o.added < p.added) for o in points)
+        for p in points
+    ]
+
+
+def _slope(added_RT: np.ndarray) -> tuple[float, float]:
+    """Least squares over positions 0 to 1 for each piece; the mean of the slopes and half of its interval."""
+    x = np.linspace(-0.5, 0.5, added_RT.shape[1])
+    slopes = added_RT @ x / (x @ x)
+    margin = 1.96 * slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else 0.0
+    return float(slopes.mean()), float(margin)
+
+
+def _following(advance: Advance, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: advance(name, done, total)

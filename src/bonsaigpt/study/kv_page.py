@@ -1,0 +1,228 @@
+"""``kv.html``, ``kv.png`` and ``kv.csv``: bits against loss, every point with its interval and its command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bonsaigpt.files import write_text, writing
+from bonsaigpt.kv import read_policy, write_policy
+from bonsaigpt.report.markup import document, panel, table, text
+from bonsaigpt.study.kv import KVPoint, Reference, frontier
+from bonsaigpt.study.kv_search import Found
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["KVStudy", "kv_table", "write_kv"]
+
+_SHOWN = 0.3
+"""Nats of added loss beyond which a point is at the edge of the plot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVStudy:
+    """All that was found about one model."""
+
+    label: str
+    block: int
+    tokens: int
+    chunk: int
+    references: Sequence[Reference]
+    best: Reference
+    points: Sequence[KVPoint]
+    found: Found | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What to conclude, in sentences."""
+        words = [f"Best uncompressed: {self.best.name}, {self.best.loss:.4f} nats a token."]
+        eight = [p for p in self.points if p.policy.split(", ", 1)[1:] in (["int8"], ["e4m3"], ["e5m2"])]
+        eight = [p for p in eight if p.policy.startswith(f"window({self.block})")]
+        if eight:
+            least = min(eight, key=lambda p: p.kl)
+            words.append(f"Of the 8-bit formats {least.policy.split(', ')[1]} is nearest (KL {least.kl:.5f}).")
+        for limit in (0.01, 0.05):
+            within = [p for p in self.points if p.high <= limit]
+            if within:
+                p = min(within, key=lambda p: p.bits)
+                words.append(
+                    f"At most {limit:+} nats, the interval included: {p.bits:,.0f} bits a token, {p.factor:.1f} times "
+                    f"fewer, with {p.policy}."
+                )
+        if self.found is not None:
+            words.append(
+                f"Found by search among {self.found.tried} policies on other text: {self.found.bits:,.0f} bits a token "
+                f"at {self.found.added:+.4f} nats there."
+            )
+        return " ".join(words)
+
+
+def kv_table(points: Sequence[KVPoint]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, by bits; a star marks what no other policy beats."""
+    best = frontier(points)
+    header = [
+        "policy",
+        "bits/token",
+        "times fewer",
+        "added nats",
+        "95 % interval",
+        "KL",
+        "KL 99 %",
+        "agree",
+        "slope",
+        "",
+    ]
+    rows = [
+        [
+            p.policy,
+            f"{p.bits:,.0f}",
+            f"{p.factor:.2f}",
+            f"{p.added:+.5f}",
+            f"{p.low:+.5f} to {p.high:+.5f}",
+            f"{p.kl:.5f}",
+            f"{p.kl_99:.4f}",
+            f"{p.agree:.2%}",
+            f"{p.slope:+.4f} ± {p.slope_margin:.4f}",
+            "*" if star else "",
+        ]
+        for p, star in zip(points, best, strict=True)
+    ]
+    return header, [row for _, row in sorted(zip([-p.bits for p in points], rows, strict=True))]
+
+
+def write_kv(study: KVStudy, folder: Path) -> list[Path]:
+    """Write the page, the plot and the table, and return their paths."""
+    page, image, figures = (folder / f"kv.{ending}" for ending in ("html", "png", "csv"))
+    write_text(figures, _csv(study))
+    drawing = _draw(study)
+    with writing(image):
+        drawing.savefig(image, format="png", dpi=150, metadata={"Software": None})
+    svg = io.StringIO()
+    drawing.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    inline = svg.getvalue()
+    inline = inline[inline.index("<svg") :].replace(
+        "<svg", '<svg style="max-width: 100%; height: auto; background: #fff"', 1
+    )
+    parts = [
+        f'<header><h1>{text(study.label)}: the cache</h1><p class="about">{text(study.verdict)}</p></header>',
+        f"<section><h2>Bits against loss</h2>{panel('All policies', '', inline)}"
+        f'<p class="note">{text(_protocol(study))}</p></section>',
+        f"<section><h2>References</h2>{table(*_references(study))}</section>",
+        f"<section><h2>Policies</h2>{table(*kv_table(study.points))}</section>",
+        f"<section><h2>Loss by position</h2>{table(*_positions(study))}</section>",
+        "<section><h2>Commands</h2><pre>"
+        + text("\n".join(_command(study, p.policy) for p in study.points))
+        + "</pre></section>",
+    ]
+    write_text(page, document(f"{study.label}: the cache · BonsaiGPT", "\n".join(parts)))
+    return [page, image, figures]
+
+
+def _command(study: KVStudy, policy: str) -> str:
+    run = study.label.partition("@")[0]
+    words = write_policy(read_policy(policy).model_copy(update={"chunk": study.chunk}))
+    return f"bonsai eval {shlex.quote(run)} --kv {shlex.quote(words)}"
+
+
+def _protocol(study: KVStudy) -> str:
+    return (
+        f"{study.tokens:,} tokens of the validation text were scored, all at positions from the training context of "
+        f"{study.block} on, {study.chunk} read at a time; those count at 16 bits beside what the cache holds. Bits are "
+        f"those held over the {study.block} tokens of the training context, the scale of the axis is logarithmic. "
+        "Added loss is paired token by token with the best uncompressed reference; intervals are of 95 %, by a "
+        "bootstrap over blocks of 256 tokens. Slope: how the added loss changes from the first scored position to the "
+        "last. A star or a full dot: no other policy has fewer bits and less loss. Random eviction and short windows "
+        "in 16 bits are floors: what does not beat them is worth nothing on this text."
+    )
+
+
+def _references(study: KVStudy) -> tuple[list[str], list[list[str]]]:
+    rows = [[r.name, f"{r.loss:.4f}", f"{r.loss - study.best.loss:+.4f}"] for r in study.references]
+    return ["uncompressed", "loss, nats", "to the best"], rows
+
+
+def _positions(study: KVStudy) -> tuple[list[str], list[list[str]]]:
+    curves = [(r.name, r.by_position) for r in study.references] + [(p.policy, p.by_position) for p in study.points]
+    blocks = range(1, len(curves[0][1]))  # the first one is not scored
+    header = ["", *(f"{b * study.block:,}" for b in blocks)]
+    return header, [[name, *(f"{curve[b]:.3f}" for b in blocks)] for name, curve in curves]
+
+
+def _csv(study: KVStudy) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    figures = "bits_per_token,times_fewer,loss,added,low,high,kl,kl_99,agree,slope,slope_margin"
+    writer.writerow(["policy", *figures.split(","), "frontier", "command"])
+    for p, best in zip(study.points, frontier(study.points), strict=True):
+        row = [p.bits, p.factor, p.loss, p.added, p.low, p.high, p.kl, p.kl_99, p.agree, p.slope, p.slope_margin]
+        writer.writerow([p.policy, *(f"{f:.6g}" for f in row), int(best), _command(study, p.policy)])
+    return out.getvalue()
+
+
+_GROUPS = {
+    "short windows": ("#4269d0", "s"),
+    "formats": ("#efb118", "o"),
+    "choices of tokens": ("#3ca951", "^"),
+    "random": ("#9c6b4e", "x"),
+    "both": ("#a463f2", "D"),
+    "found by search": ("#ff725c", "*"),
+}
+
+
+def _group(study: KVStudy, policy: str) -> str:
+    if study.found is not None and policy == study.points[-1].policy:
+        return "found by search"
+    select, _, form = policy.partition(", ")
+    if "random" in select:
+        return "random"
+    if not select.startswith("window(") or "+" in select:
+        return "choices of tokens"
+    if select == f"window({study.block})":
+        return "formats"
+    return "short windows" if form == "bf16" else "both"
+
+
+def _draw(study: KVStudy) -> Figure:
+    """A figure of all points; what lost is faint."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"font.size": 9, "svg.hashsalt": "bonsai", "svg.fonttype": "none"})
+        figure = Figure(figsize=(9.5, 5.5), layout="constrained")
+        axes = figure.subplots()
+        seen: set[str] = set()
+        for p, best in zip(study.points, frontier(study.points), strict=True):
+            group = _group(study, p.policy)
+            colour, marker = _GROUPS[group]
+            y = min(p.added, _SHOWN)
+            fade = 1.0 if best else 0.35
+            if p.added <= _SHOWN:
+                axes.plot([p.bits, p.bits], [p.low, p.high], color=colour, alpha=fade, linewidth=1)
+            axes.plot(
+                [p.bits], [y], marker=marker, color=colour, alpha=fade, linestyle="", markersize=6,
+                label=None if group in seen else group,
+            )  # fmt: skip
+            seen.add(group)
+        front = sorted((p.bits, p.added) for p, best in zip(study.points, frontier(study.points), strict=True) if best)
+        axes.plot(*zip(*[(b, min(a, _SHOWN)) for b, a in front], strict=True), color="#888", linewidth=0.8, zorder=0)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=0.001)
+        axes.axhline(0, color="#aaa", linewidth=0.6)
+        for limit in (0.01, 0.05):
+            axes.axhline(limit, color="#aaa", linewidth=0.6, linestyle=":")
+        axes.set_xlabel(f"bits held a token of the training context ({study.block})")
+        axes.set_ylabel("added loss, nats a token")
+        axes.set_title(study.label, loc="left")
+        legend = axes.legend(frameon=False, fontsize=8)
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1.0)
+    return figure

@@ -1,0 +1,1 @@
+"""Caches that keep less than everything: the policies of ``bonsaigpt.config.kv`` in tensors."""

@@ -1,0 +1,290 @@
+"""A cache that keeps what its policy says: rows of one length, read chunk by chunk.
+
+Within a chunk attention is exact; after it, each layer chooses, codes and packs what it keeps. What a query saw is
+therefore what the cache held before the chunk, and the chunk up to the query's own token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from bonsaigpt.config import (
+    EvictingSelection,
+    KeysAndValues,
+    KVConfig,
+    LayerPolicy,
+    ModelConfig,
+    QuantizedFormat,
+    RopePosition,
+    WindowSelection,
+)
+from bonsaigpt.errors import ConfigError
+from bonsaigpt.kv import AttendingCache
+from bonsaigpt.torch_engine.attention import Attention, attend, shares
+from bonsaigpt.torch_engine.elementwise import rotate
+from bonsaigpt.torch_engine.kv.scores import Seen, kept, scorer
+from bonsaigpt.torch_engine.kv.store import Store
+from bonsaigpt.torch_engine.rope import rotation, temperature
+
+__all__ = ["PolicyCache", "bits_of"]
+
+
+class PolicyCache(AttendingCache):
+    """Of all layers.
+
+    Args:
+        memory: see ``Store``: to measure losses faster.
+
+    Raises:
+        ConfigError: a model of this configuration cannot have this policy.
+    """
+
+    def __init__(self, config: ModelConfig, kv: KVConfig, *, memory: bool = False) -> None:
+        try:
+            kv.check(config)
+        except ValueError as error:
+            raise ConfigError(f"the cache policy does not fit the model: {error}") from None
+        self.kv = kv
+        turning = _Turning(config) if isinstance(config.position, RopePosition) else None
+        self._layers = [_Layer(config, kv.of(layer), turning, memory) for layer in range(config.n_layer)]
+
+    @property
+    def length(self) -> int:
+        return self._layers[-1].length  # the last layer: inside a pass, the length before it
+
+    def attend(self, attention: Attention, x_BTD: Tensor, qk_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+        return self._layers[attention.layer].attend(attention, x_BTD, qk_BTHK, v_BTGK)
+
+    def fork(self) -> PolicyCache:
+        """The same past once more; what follows goes to one of both. It shares all tensors, as none is ever changed."""
+        twin = copy(self)
+        twin._layers = [layer.fork() for layer in self._layers]
+        return twin
+
+    @property
+    def can_truncate(self) -> bool:
+        """Whether ``truncate`` is possible: everything is held, token by token, as it was first written."""
+        return all(layer.can_truncate for layer in self._layers)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first tokens."""
+        for layer in self._layers:
+            layer.truncate(length)
+
+    def positions(self, layer: int) -> Tensor:
+        """The true positions of the tokens that a layer holds, (B, G, S); B and G are 1 where all rows and heads hold
+        the same."""
+        return self._layers[layer].positions()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is held."""
+        for layer in self._layers:
+            yield from layer.tensors()
+
+    def bits(self) -> int:
+        return bits_of(self.tensors())
+
+
+def bits_of(tensors: Iterable[Tensor]) -> int:
+    """Bits of the memory behind tensors, each piece counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.numel()}
+    return 8 * sum(storage.nbytes() for storage in storages.values())
+
+
+class _Turning:
+    """RoPE at any position: the model's own table, grown as a text grows."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert isinstance(config.position, RopePosition)
+        self._config, self._position = config, config.position
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    def turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Turn (..., K) to these positions, which broadcast over what stands before K; negative ones turn back."""
+        cos, sin = self._upto(int(positions.abs().max()) + 1, x.device)
+        at = positions.abs()
+        sign = positions.sign()[..., None]
+        sign = torch.where(sign == 0, 1, sign)  # sin 0 is 0 either way
+        return rotate(x, cos[at], sin[at] * sign, neighbours=self._position.pairs == "neighbours")
+
+    def move(self, x: Tensor, by: Tensor) -> Tensor:
+        """Turn on by so many positions what ``turn`` has turned already, whose temperature it has."""
+        return self.turn(x, by) / temperature(self._position)
+
+    def _upto(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._table is None or len(self._table[0]) < count:
+            size = max(count, self._config.block_size, 0 if self._table is None else 2 * len(self._table[0]))
+            cos, sin = rotation(self._position, self._config.head_width, torch.arange(size))
+            self._table = cos.to(device), sin.to(device)
+        return self._table
+
+
+class _Layer:
+    """What one layer holds, and how it is attended to."""
+
+    def __init__(self, config: ModelConfig, policy: LayerPolicy, turning: _Turning | None, memory: bool) -> None:
+        self._policy, self._select, self._turning = policy, policy.select, turning
+        self._groups = config.n_kv_head
+        widths = {"k": config.head_width, "v": config.head_width, "x": config.n_embd}
+        self._stores = {name: Store(form, width=widths[name], memory=memory) for name, form in policy.formats.items()}
+        self._scorer = scorer(policy.select)
+        self._shared = self._scorer is None or self._scorer.shared or "x" in self._stores
+        self._positions_BGS: Tensor | None = None  # int32; where they do not follow from the length
+        self._scores_BGS: Tensor | None = None
+        self._since = 0
+        self.length = 0
+
+    def fork(self) -> _Layer:
+        twin = copy(self)
+        twin._stores = {name: copy(store) for name, store in self._stores.items()}
+        return twin
+
+    def tensors(self) -> Iterator[Tensor]:
+        for store in self._stores.values():
+            yield from store.tensors()
+        yield from (t for t in (self._positions_BGS, self._scores_BGS) if t is not None)
+
+    @property
+    def _held(self) -> int:
+        return len(next(iter(self._stores.values())))
+
+    def positions(self) -> Tensor:
+        """True positions (B, G, S) of what is held."""
+        if self._positions_BGS is not None:
+            return self._positions_BGS.long()
+        sinks = self._select.sinks if isinstance(self._select, EvictingSelection) else 0
+        first = torch.arange(min(sinks, self._held))
+        newest = torch.arange(self.length - self._held + len(first), self.length)
+        return torch.cat((first, newest))[None, None]
+
+    # ------------------------------------------------------------------ reading
+
+    def attend(self, attention: Attention, x_BTD: Tensor, qk_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+        H, G, T, S = attention.n_head, attention.n_kv_head, x_BTD.shape[1], self._held
+        old = self.positions().to(x_BTD.device)  # (B, G, S)
+        new = torch.arange(self.length, self.length + T, device=x_BTD.device)
+        slots = self._policy.positions == "slot"
+        # Where the new tokens stand for this reading, and where they stand in the text.
+        here = torch.arange(S, S + T, device=x_BTD.device) if slots else new
+        seen_BTHK = self._turned(qk_BTHK, here[None, :, None])
+        q_BHTK, k_BGTK = (t.transpose(1, 2) for t in seen_BTHK.split([H, G], dim=2))
+        v_BGTK = v_BTGK.transpose(1, 2)
+        past = self._past(attention, old, q_BHTK, slots=slots)
+        k_BGSK, v_BGSK = k_BGTK, v_BGTK
+        if past is not None:
+            k_BGSK, v_BGSK = torch.cat((past[0], k_BGTK), dim=2), torch.cat((past[1], v_BGTK), dim=2)
+        mask = self._mask(old, new)
+        shares_BHTS = None
+        if self._scorer is not None and self._scorer.attention:
+            shares_BHTS = shares(q_BHTK, k_BGSK, mask)
+            group = H // G
+            wide_v = v_BGSK.repeat_interleave(group, dim=1) if group > 1 else v_BGSK
+            y_BHTK = shares_BHTS @ wide_v.to(shares_BHTS.dtype)
+        else:
+            mask = mask.expand(x_BTD.shape[0], 1, -1, -1)
+            y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask, dropout=0.0, plain=attention.plain)
+
+        self._write(x_BTD, qk_BTHK[:, :, H:], k_BGTK if not slots else None, v_BGTK, new)
+        self.length += T
+        self._forget(attention.layer, k_BGSK, old, new, shares_BHTS)
+        return y_BHTK
+
+    def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x if self._turning is None else self._turning.turn(x, positions)
+
+    def _past(
+        self, attention: Attention, old_BGS: Tensor, like: Tensor, *, slots: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Keys as this reading wants them turned, and values, of all that is held."""
+        here_BGS = torch.arange(self._held, device=like.device)[None, None] if slots else old_BGS
+        hold = self._policy.hold
+        if not isinstance(hold, KeysAndValues):
+            x_B1SD = self._stores["x"].read(like)
+            if x_B1SD is None:
+                return None
+            qk_BSHK, v_BSGK = attention.heads(x_B1SD[:, 0])
+            k_BGSK = qk_BSHK[:, :, attention.n_head :].transpose(1, 2).contiguous()
+            return self._turned(k_BGSK, here_BGS), v_BSGK.transpose(1, 2)
+        k_BGSK, v_BGSK = self._stores["k"].read(like), self._stores["v"].read(like)
+        if k_BGSK is None or v_BGSK is None:
+            return None
+        if hold.keys == "unrotated":
+            return self._turned(k_BGSK, here_BGS), v_BGSK
+        if slots:
+            assert self._turning is not None  # other positions have no slots
+            k_BGSK = self._turning.move(k_BGSK, here_BGS - old_BGS)
+        return k_BGSK, v_BGSK
+
+    def _mask(self, old_BGS: Tensor, new_T: Tensor) -> Tensor:
+        """True where a query may look, (1, 1, T, S + T): everything held, and its own and earlier tokens of the chunk;
+        under a window what that says."""
+        T, S = len(new_T), old_BGS.shape[-1]
+        mask = torch.ones(T, S + T, dtype=torch.bool, device=new_T.device).tril(S)
+        if isinstance(self._select, WindowSelection):
+            keys = torch.cat((old_BGS[0, 0], new_T))
+            mask &= (new_T[:, None] - keys < self._select.window) | (keys < self._select.sinks)
+        return mask[None, None]
+
+    # ------------------------------------------------------------------ keeping
+
+    def _write(self, x_BTD: Tensor, k_BTGK: Tensor, turned_BGTK: Tensor | None, v_BGTK: Tensor, new_T: Tensor) -> None:
+        """Append the new tokens; ``turned``: their keys at their true positions, if they are known."""
+        hold = self._policy.hold
+        if not isinstance(hold, KeysAndValues):
+            self._stores["x"].append(x_BTD[:, None])
+            return
+        if hold.keys == "unrotated":
+            turned_BGTK = k_BTGK.transpose(1, 2)
+        elif turned_BGTK is None:
+            turned_BGTK = self._turned(k_BTGK, new_T[None, :, None]).transpose(1, 2)
+        self._stores["k"].append(turned_BGTK)
+        self._stores["v"].append(v_BGTK)
+
+    def _forget(self, layer: int, k_BGSK: Tensor, old_BGS: Tensor, new_T: Tensor, shares_BHTS: Tensor | None) -> None:
+        if not isinstance(self._select, EvictingSelection):
+            return
+        over = self._held - (self._select.most - 1)
+        if self._scorer is None:
+            count = max(0, over) // self._policy.granularity * self._policy.granularity
+            for store in self._stores.values() if count else ():
+                store.drop(self._select.sinks, count)
+            return
+        B, T = k_BGSK.shape[0], len(new_T)
+        heads = (B, 1 if self._shared else self._groups)
+        positions_BGS = torch.cat((old_BGS.expand(*heads, -1), new_T.expand(*heads, -1)), dim=-1)
+        shares_BGTS = None
+        if shares_BHTS is not None:
+            shares_BGTS = shares_BHTS.float().unflatten(1, (self._groups, -1)).sum(2)
+        seen = Seen(layer, k_BGSK, positions_BGS, shares_BGTS, self.length)
+        held_BGS = self._scorer.gather(self._scores_BGS, seen)
+        self._since += T
+        if over > 0 and self._since >= self._scorer.every:
+            scores_BGS = self._scorer.score(held_BGS, seen).expand(B, -1, -1)
+            if self._shared:
+                scores_BGS = scores_BGS.mean(1, keepdim=True)
+            index = kept(scores_BGS, self._select)
+            for store in self._stores.values():
+                store.keep(index)
+            positions_BGS = positions_BGS.gather(2, index)
+            held_BGS = None if held_BGS is None else held_BGS.gather(2, index.expand(B, held_BGS.shape[1], -1))
+        if self._since >= self._scorer.every:
+            self._since = 0
+            if self._scorer.every > 1 and held_BGS is not None:
+                held_BGS = torch.zeros_like(held_BGS)  # the next choice looks at the next queries
+        self._positions_BGS, self._scores_BGS = positions_BGS.to(torch.int32), held_BGS
+
+    @property
+    def can_truncate(self) -> bool:
+        formats = self._policy.formats.values()
+        coded = (f for f in formats if isinstance(f, QuantizedFormat))
+        whole = not isinstance(self._select, EvictingSelection)
+        return whole and all(f.axis == "token" and not f.residual for f in coded)
+
+    def truncate(self, length: int) -> None:
+        for store in self._stores.values():
+            store.truncate(length)
+        self.length = length

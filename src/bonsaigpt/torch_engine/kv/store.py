@@ -1,0 +1,185 @@
+"""The tokens of one tensor of one layer, coded as its format says.
+
+Nothing that is held is ever changed in place, and nothing is held besides: every tensor is exactly as large as what it
+stands for. So a copy of a store costs nothing, and going back to an earlier state is keeping it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bonsaigpt.config import ExactFormat, NarrowFormat, QuantizedFormat, TensorFormat
+from bonsaigpt.torch_engine.kv.packing import pack, unpack
+from bonsaigpt.torch_engine.kv.quantizers import hadamard, narrow, quantizer
+
+__all__ = ["Store"]
+
+Body = tuple[Tensor, ...]
+"""Tensors (B, G, R, ...), where R counts tokens or groups of them."""
+
+
+class Store:
+    """Tokens in the order of the text: the first ones in 16 bits, then the coded ones, then the newest in 16 bits.
+
+    Args:
+        width: channels of a head.
+        memory: keep what the codes stand for besides, so that it is not made again at every reading. For measuring
+            losses alone: it changes no number, and what it takes is not counted as held.
+    """
+
+    def __init__(self, form: TensorFormat, *, width: int, memory: bool = False) -> None:
+        self._code = _Coded(form, width) if isinstance(form, QuantizedFormat) else _Plain(form)
+        self._form = form
+        self._first: Tensor | None = None
+        self._body: Body | None = None
+        self._recent: Tensor | None = None
+        self._memory = memory and isinstance(self._code, _Coded)
+        self._decoded: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._in_first + self._in_body + self._in_recent
+
+    @property
+    def _in_first(self) -> int:
+        return 0 if self._first is None else self._first.shape[2]
+
+    @property
+    def _in_body(self) -> int:
+        return 0 if self._body is None else self._body[0].shape[2] * self._code.tokens
+
+    @property
+    def _in_recent(self) -> int:
+        return 0 if self._recent is None else self._recent.shape[2]
+
+    def append(self, x_BGTK: Tensor) -> None:
+        """Take the new tokens, and code those that are no longer among the newest."""
+        x_BGTK = x_BGTK.detach()
+        if not isinstance(self._form, QuantizedFormat):
+            self._body = self._join(self._code.encode(x_BGTK))
+            return
+        more = min(self._form.sinks - self._in_first, x_BGTK.shape[2])
+        if more > 0:
+            self._first = _cat(self._first, narrow(x_BGTK[:, :, :more])).clone()
+            x_BGTK = x_BGTK[:, :, more:]
+        waiting = _cat(None if self._recent is None else self._recent.to(x_BGTK.dtype), x_BGTK)
+        ripe = max(0, waiting.shape[2] - self._form.residual) // self._code.tokens * self._code.tokens
+        if ripe:
+            fresh = self._code.encode(waiting[:, :, :ripe])
+            self._body = self._join(fresh)
+            if self._memory:
+                self._decoded = _cat(self._decoded, self._code.decode(fresh))
+        left = narrow(waiting[:, :, ripe:])
+        self._recent = left.clone() if left.shape[2] else None  # a view would hold all of it
+
+    def _join(self, fresh: Body) -> Body:
+        if self._body is None:
+            return tuple(t.clone() for t in fresh)
+        return tuple(torch.cat(pair, dim=2) for pair in zip(self._body, fresh, strict=True))
+
+    def read(self, like: Tensor) -> Tensor | None:
+        """All tokens as numbers, (B, G, S, K), in the number format and on the device of ``like``; None if empty."""
+        body = self._decoded
+        if not self._memory:
+            body = None if self._body is None else self._code.decode(self._body)
+        parts = [self._first, body, self._recent]
+        found = [part.to(like.dtype) for part in parts if part is not None]
+        return torch.cat(found, dim=2) if found else None
+
+    def drop(self, start: int, count: int) -> None:
+        """Forget ``count`` tokens from ``start`` on, all of them coded; of a format of groups, whole groups."""
+        assert self._body is not None
+        start -= self._in_first
+        tokens = self._code.tokens
+        self._body = tuple(_without(t, start // tokens, count // tokens) for t in self._body)
+        if self._decoded is not None:
+            self._decoded = _without(self._decoded, start, count)
+
+    def keep(self, index_BGN: Tensor) -> None:
+        """Keep these tokens alone, in this order; the first and the newest in 16 bits are among them."""
+        assert self._body is not None
+        assert self._code.tokens == 1
+        index = index_BGN[:, :, self._in_first : index_BGN.shape[2] - self._in_recent] - self._in_first
+        self._body = tuple(_gather(t, index) for t in self._body)
+        if self._decoded is not None:
+            self._decoded = _gather(self._decoded, index)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first tokens; of a store without groups and newest tokens in 16 bits."""
+        if self._first is not None:
+            self._first = self._first[:, :, :length].clone()
+        if self._body is not None:
+            left = max(0, length - self._in_first)
+            self._body = tuple(t[:, :, :left].clone() for t in self._body)
+            if self._decoded is not None:
+                self._decoded = self._decoded[:, :, :left]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is held; not what ``memory`` keeps besides."""
+        yield from (t for t in (self._first, *(self._body or ()), self._recent) if t is not None)
+
+
+class _Plain:
+    """Numbers as they are, or in 16 bits."""
+
+    tokens = 1
+
+    def __init__(self, form: TensorFormat) -> None:
+        assert isinstance(form, ExactFormat | NarrowFormat)
+        self._kind = form.kind
+
+    def encode(self, x: Tensor) -> Body:
+        return (x if self._kind == "exact" else narrow(x) if self._kind == "fp16" else x.to(torch.bfloat16),)
+
+    def decode(self, body: Body) -> Tensor:
+        return body[0]
+
+
+class _Coded:
+    """Codes and scales of groups."""
+
+    def __init__(self, form: QuantizedFormat, width: int) -> None:
+        self._quantizer, self._width = quantizer(form), width
+        self._group = form.group_of(width)
+        self._turn = _matrix(width) if form.hadamard else None
+        self.tokens = self._group if form.axis == "channel" else 1
+        """That one row of codes is of."""
+
+    def encode(self, x_BGTK: Tensor) -> Body:
+        x = x_BGTK.float()
+        if self._turn is not None:
+            x = x @ self._turn.to(x.device)
+        # Rows of groups (B, G, R, groups, g): a row is of one token, or of one group of tokens.
+        rows = x.unflatten(2, (-1, self.tokens)).mT if self.tokens > 1 else x.unflatten(-1, (-1, self._group))
+        codes, *scales = self._quantizer.encode(rows)
+        return (pack(codes.flatten(-2), self._quantizer.levels), *scales)
+
+    def decode(self, body: Body) -> Tensor:
+        packed, *scales = body
+        codes = unpack(packed, self._quantizer.levels, self._width * self.tokens)
+        x = self._quantizer.decode(codes.unflatten(-1, (-1, self._group)), *scales)
+        x = x.mT.flatten(2, 3) if self.tokens > 1 else x.flatten(-2)
+        return x if self._turn is None else x @ self._turn.to(x.device)  # the matrix is its own inverse
+
+
+@lru_cache(maxsize=8)
+def _matrix(width: int) -> Tensor:
+    return hadamard(width)
+
+
+def _cat(before: Tensor | None, after: Tensor) -> Tensor:
+    return after if before is None else torch.cat((before, after), dim=2)
+
+
+def _without(t: Tensor, start: int, count: int) -> Tensor:
+    return torch.cat((t[:, :, :start], t[:, :, start + count :]), dim=2)
+
+
+def _gather(t: Tensor, index_BGN: Tensor) -> Tensor:
+    B, G = t.shape[:2]
+    index = index_BGN.expand(B, G, -1)
+    tail = t.shape[3:]
+    return t.gather(2, index[(...,) + (None,) * len(tail)].expand(B, G, -1, *tail))

@@ -1,0 +1,134 @@
+"""The study of the cache: its statistics, what it calls best, and its search."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bonsaigpt.config import KVConfig
+from bonsaigpt.engines import load_engine
+from bonsaigpt.kv import read_policy
+from bonsaigpt.measure.kv import cut
+from bonsaigpt.study.kv import Bench, KVPoint, bootstrap, frontier, policies
+from bonsaigpt.study.kv_page import KVStudy, write_kv
+from bonsaigpt.study.kv_search import search
+from bonsaigpt.torch_engine.kv.cache import PolicyCache
+from tests.torch_engine.decoders import model_of
+from tests.torch_engine.variants import variant
+
+MODEL = model_of("modern", block_size=8)
+IDS = np.random.default_rng(0).integers(0, 17, 400)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    engine = load_engine("torch", device="cpu", precision="fp32", threads=1)
+    bench = Bench(engine, MODEL, MODEL.config, cut(IDS, 6, 40), chunk=1)
+    bench.refer(windows=True, advance=lambda *_: None)
+    return bench
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    """Of noise that neighbours share, which single tokens as draws would take for independent."""
+    rng = np.random.default_rng(1)
+    covered = narrow = 0
+    for _ in range(100):
+        noise = np.repeat(rng.normal(size=(16, 32)), 8, axis=1)
+        low, high = bootstrap(noise, block=32, draws=300)
+        covered += low <= 0 <= high
+        low, high = bootstrap(noise, block=1, draws=100)
+        narrow += low <= 0 <= high
+    assert covered >= 88
+    assert narrow < 70
+
+
+def test_an_exact_policy_adds_nothing_and_a_coarse_one_does(bench: Bench) -> None:
+    assert len(bench.references) == 3
+    assert bench.best.loss == min(r.loss for r in bench.references)
+    assert bench.tokens == 6 * 32
+    best = {"full": "everything", "window(8)": "window(8) through"}
+    same = next((p for p, name in best.items() if bench.best.name.startswith(name)), None)
+    if same is not None:
+        exact = bench.measure(read_policy(same))
+        assert abs(exact.added) < 1e-6
+        assert exact.agree == 1.0
+    coarse = bench.measure(read_policy("window(8), sign"))
+    assert coarse.kl > 0.01
+    assert coarse.low <= coarse.added <= coarse.high
+    assert coarse.factor == pytest.approx(
+        8 * 16 * 96 / (7 * 12 * (8 + 32) + 16 * 96), rel=1e-6
+    )  # 7 tokens held, 3 layers of 2 heads of 8 keys and values; one at 16 bits
+
+
+def point(bits: float, added: float) -> KVPoint:
+    return KVPoint(policy="", bits=bits, factor=1, loss=0, added=added, low=0, high=0, kl=0, kl_99=0, agree=1,
+                   by_position=[], slope=0, slope_margin=0)  # fmt: skip
+
+
+def test_the_frontier_is_what_nothing_beats() -> None:
+    points = [point(10, 0.1), point(20, 0.05), point(20, 0.06), point(30, 0.05), point(5, 0.5), point(30, 0.0)]
+    assert frontier(points) == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["rope", "grouped queries", "no position"])
+def test_every_default_policy_fits(name: str) -> None:
+    for block in (8, 24, 64, 256):
+        config = variant(name, block_size=block)
+        found = policies(config)
+        assert len(found) == len(set(found)) > 25
+        for words in found:
+            PolicyCache(config, read_policy(words))
+
+
+def test_the_search_goes_down_to_its_limit_and_no_further() -> None:
+    """Where keys may be coarse and values not, and all windows are alike, it finds just that."""
+    config = variant("rope", block_size=16)
+
+    def quick(kv: KVConfig) -> tuple[float, float]:
+        added = bits = 0.0
+        for layer in range(config.n_layer):
+            policy = kv.of(layer)
+            formats = policy.formats
+            width = {"bf16": 16, "int8": 8, "int6": 6, "int5": 5, "int4": 4, "int3": 3, "int2": 2}
+            k, v = width[formats["k"].kind], width[formats["v"].kind]
+            window = policy.select.window  # type: ignore[union-attr]
+            bits += window * (k + v) / 16
+            added += (16 - v) ** 2 * 1e-3 + (16 - window) * 1e-2 * (layer == 1) + (16 - k) * 1e-6
+        return added, bits
+
+    found = search(config, quick, max_loss=0.02)
+    assert found.added <= 0.02
+    assert all(found.kv.of(i).formats["k"].kind == "int2" for i in range(3))
+    assert all(found.kv.of(i).formats["v"].kind == "bf16" for i in range(3))
+    windows = [found.kv.of(i).select.window for i in range(3)]  # type: ignore[union-attr]
+    assert windows == [2, 16, 2]
+    within = search(config, quick, max_bits=20.0)
+    assert within.bits <= 20.0
+    assert within.added > found.added or within.bits >= found.bits
+
+
+def test_the_page_the_table_and_their_commands(bench: Bench, tmp_path: Path) -> None:
+    points = [bench.measure(read_policy(words)) for words in ("window(8), int8", "window(4)+random(2), bf16")]
+    study = KVStudy(label="runs/it's@9", block=8, tokens=bench.tokens, chunk=1, references=bench.references,
+                    best=bench.best, points=points)  # fmt: skip
+    page, image, table = write_kv(study, tmp_path)
+    assert image.read_bytes().startswith(b"\x89PNG")
+    html = page.read_text(encoding="utf-8")
+    assert "<svg" in html
+    assert "<script" not in html
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    for row, p in zip(rows, points, strict=True):
+        words = shlex.split(row["command"])
+        assert words[:4] == ["bonsai", "eval", "runs/it's", "--kv"]
+        assert read_policy(words[4]) == replace_chunk(p.policy)
+        assert float(row["added"]) == pytest.approx(p.added, rel=1e-4)
+    assert write_kv(replace(study, points=points[:1]), tmp_path)
+
+
+def replace_chunk(policy: str) -> KVConfig:
+    return read_policy(policy).model_copy(update={"chunk": 1})
