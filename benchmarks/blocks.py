@@ -22,10 +22,11 @@ from bonsaigpt.measure import evaluate
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.train.schedule import schedule_share
 
+_ROPE = {"kind": "rope"}
 _MODERN = {
     "mlp": {"kind": "relu2"},
     "norm": {"kind": "rmsnorm"},
-    "position": {"kind": "rope"},
+    "position": _ROPE,
     "attention": {"kind": "softmax", "qk_norm": True},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -33,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "post-norm": {"norm_position": "post"},
     "with biases": {"bias": True},
     "untied head": {"tie_embeddings": False},
-    "rope": {"position": _MODERN["position"]},
+    "rope": {"position": _ROPE},
     "no position": {"position": {"kind": "none"}},
     "rmsnorm": {"norm": _MODERN["norm"]},
     "swiglu": {"mlp": {"kind": "swiglu"}},
@@ -42,6 +43,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "grouped queries (2 of 4)": {"attention": {"kind": "softmax", "n_kv_head": 2}},
     "multi-query": {"attention": {"kind": "softmax", "n_kv_head": 1}},
     "modern: rope, rmsnorm, relu2, qk-norm": _MODERN,
+    "rope, windows of 16": {"position": _ROPE, "attention": {"kind": "softmax", "window": 16}},
+    "rope, windows of 16, SSSL": {"position": _ROPE, "attention": {"kind": "softmax", "window": 16, "pattern": "SSSL"}},
+    "rope, windows of 8, SSSL": {"position": _ROPE, "attention": {"kind": "softmax", "window": 8, "pattern": "SSSL"}},
+    "rope, sinks": {"position": _ROPE, "attention": {"kind": "softmax", "sinks": True}},
+    "rope, keys and values shared by 2 layers": {"position": _ROPE, "attention": {"kind": "softmax", "share_kv": 2}},
+    "rope, shared by 2, multi-query": {
+        "position": _ROPE,
+        "attention": {"kind": "softmax", "share_kv": 2, "n_kv_head": 1},
+    },
+    "rope, latent of 64": {"position": _ROPE, "attention": {"kind": "latent"}},
+    "rope, latent of 32": {"position": _ROPE, "attention": {"kind": "latent", "latent": 32}},
+    "linear, elu": {"attention": {"kind": "linear"}},
+    "rope, linear, elu": {"position": _ROPE, "attention": {"kind": "linear"}},
+    "rope, linear, layer-norm": {"position": _ROPE, "attention": {"kind": "linear", "form": "layernorm"}},
 }
 
 

@@ -25,7 +25,7 @@ FLOORS = [
     {"engines", "torch_engine"},
     {"measure", "generate"},
     {"train"},
-    {"compress"},
+    {"adapt", "compress"},
     {"interop"},
     {"report"},
     {"study"},

@@ -158,6 +158,17 @@ def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixt
     assert "int8 weights: " in capsys.readouterr().out
 
 
+def test_the_commands_of_context_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands((ROOT / "docs" / "context.md").read_text(encoding="utf-8"))
+    assert [c[0] for c in found] == ["train", "stretch", "eval", "stretch", "train", "eval", "eval", "eval", "data"]
+    for command in found:
+        small = [word if word != "100" else "3" for word in command]  # steps
+        few = ["--steps", "3"] if command[0] == "stretch" and "--steps" not in command else []
+        assert main([*quick(small), *few]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert "starts anew" in capsys.readouterr().out
+    assert (workshop / "runs" / "short-256" / "report.html").is_file()
+
+
 def test_the_commands_of_compression_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = shlex.split("train my-text --data.path my-texts --name mine")
     found = commands((ROOT / "docs" / "kronecker.md").read_text(encoding="utf-8"))

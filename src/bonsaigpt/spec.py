@@ -8,7 +8,7 @@ The letters that tensors carry as suffixes, one legend for all files (``q_BHTK``
     B  batch              D  width of the residual stream (n_embd)     F  hidden units of the MLP
     T  time (new tokens)  H  query heads (n_head)                      V  vocabulary
     S  cache slots        G  key/value heads (n_kv_head)               L  layers (n_layer)
-                          K  width of a head (D / H)
+    C  latent channels    K  width of a head (D / H)                   R  channels that turn with the position
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from bonsaigpt.config import ModelConfig
+from bonsaigpt.config import ModelConfig, SoftmaxAttention
 from bonsaigpt.randomness import generator
 from bonsaigpt.structure import Structure, structures
 
@@ -74,7 +74,6 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
     table 8) the variance of matrices inside blocks and AdamW's rate for them fall as 1 / width.
     """
     width = config.n_embd
-    query, key = config.n_head * config.head_width, config.n_kv_head * config.head_width
     matrix_std = 0.02 / math.sqrt(config.width_ratio)
     residual_std = 0.0 if config.residual_init == "zero" else matrix_std / math.sqrt(2 * config.n_layer)
     made = structures(config)
@@ -106,7 +105,11 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
     for layer in range(config.n_layer):
         block = f"transformer.h.{layer}"
         norm(f"{block}.ln_1")
-        matrix(f"{block}.attn.c_attn", stacked=(query, key, key))
+        matrix(f"{block}.attn.c_attn", stacked=config.attention_maps(layer))
+        if config.attention.kind == "latent":
+            matrix(f"{block}.attn.c_up", stacked=(config.n_head * config.head_width,) * 2)
+        if isinstance(config.attention, SoftmaxAttention) and config.attention.sinks:
+            vector(f"{block}.attn.sinks", config.n_head, "zeros")
         matrix(f"{block}.attn.c_proj", residual_std)
         norm(f"{block}.ln_2")
         if config.mlp.kind == "swiglu":

@@ -15,7 +15,7 @@ from bonsaigpt.config import RunConfig, derive, setting_names
 
 MODULES = [*(verb for verb in VERBS if verb != "study"), "study_batch", "study_lr"]
 NOTHING = (
-    *("--init", "--text", "--grid", "--submitit", "--target", "--preset"),
+    *("--init", "--text", "--grid", "--submitit", "--target", "--block-size", "--preset"),
     *("--top-k", "--top-p", "--min-p", "--typical-p", "--logit-bias", "--pattern", "--json-schema"),
     *("--repetition-penalty", "--frequency-penalty", "--presence-penalty"),
     *("--stop", "--stop-token", "--logprobs", "--best-of", "--beams", "--draft", "--lookup"),

@@ -99,6 +99,7 @@ def test_the_study_writes_and_recommends(runs: Path, capsys: pytest.CaptureFixtu
         (["sample", "learned", "--kv", "window(4), positions=slot"], "not rope: use positions=true"),
         (["chat", "turned", "--kv", "sinks(4)"], "go with a window"),
         (["eval", "turned", "--kv", "int8", "--weights", "int8"], "cannot go together: measure one at a time"),
+        (["eval", "turned", "--kv", "int8", "--memory", "8"], "--kv and --memory cannot go together"),
         (["study", "kv", "learned"], "learned positions.*`bonsai eval --kv` measures a policy within the block"),
         (["study", "kv", "turned", "--policy", "int9"], "'int9' in the cache policy is not known"),
         (["study", "kv", "turned", "--length", "4"], "use --length with more than 8"),

@@ -137,7 +137,7 @@ def unsteady(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A clock by which compiling pays every other time it is tried; gives the names of what was decided by it."""
     found: list[str] = []
     monkeypatch.setattr("bonsaigpt.torch_engine.compiling.what_is_missing", lambda device: None)
-    monkeypatch.setattr("bonsaigpt.torch_engine.engine.what_is_missing", lambda device: "it is only said to compile")
+    monkeypatch.setattr("bonsaigpt.torch_engine.states.what_is_missing", lambda device: "it is only said to compile")
 
     def decide(config: RunConfig, device: object, seconds: object, *, begin: int) -> Decision:
         if config.train.compile != "auto":

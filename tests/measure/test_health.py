@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bonsaigpt.config import RunConfig, validate
+from bonsaigpt.config import RunConfig, SoftmaxAttention, validate
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.measure.health import (
     LOOKS,
@@ -22,8 +22,9 @@ from bonsaigpt.measure.health import (
     relative_entropy,
 )
 from bonsaigpt.structure import structures
+from bonsaigpt.torch_engine import attention, latent
 from bonsaigpt.torch_engine.engine import TorchEngine
-from bonsaigpt.torch_engine.health import attention_entropy, participation_ratio
+from bonsaigpt.torch_engine.health import Checkup, attention_entropy, participation_ratio
 from tests.torch_engine.variants import VARIANTS, variant
 
 ENGINE = TorchEngine(device="cpu", workers=2)
@@ -168,7 +169,8 @@ def test_every_variant_can_be_looked_at(name: str) -> None:
     run = validate({"model": variant(name).model_dump(), "train": {"batch_size": 16}}, origin="test")
     found = health(run)
     assert len(found.dead) == len(found.entropy) == 3
-    flattest = 0.5 if run.model.attention.qk_norm else 0.98  # normalised queries are long from the start
+    qk_norm = isinstance(run.model.attention, SoftmaxAttention) and run.model.attention.qk_norm
+    flattest = 0.5 if qk_norm else 0.98  # normalised queries are long from the start
     assert all(flattest < value <= 1.0 for heads in found.entropy for value in heads if value is not None)
     weights = {n.removeprefix("transformer.").removesuffix(".weight") for n in structures(run.model)}
     assert found.effective_rank.keys() == weights
@@ -262,6 +264,57 @@ def test_entropy_of_known_attention() -> None:
     assert relative_entropy(np.array([0.0, 1.0, 0.0])) == 0.0
     flat = attention_entropy(torch.zeros(1, 1, 600, 4), torch.zeros(1, 1, 600, 4), None)  # more than are looked at
     assert flat.item() == pytest.approx(1.0, rel=1e-5)
+
+
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "windows": {"window": 3, "pattern": "SL", "n_kv_head": 2},
+    "sinks": {"sinks": True, "window": 5},
+    "shared": {"share_kv": 2, "qk_norm": True},
+    "latent": {"kind": "latent"},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_entropy_is_that_of_every_kind_of_softmax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the shares that attention mixes by, taken where it mixes; a sink is one token more."""
+    run = config(n_head=4, position={"kind": "rope"}, attention=ATTENTIONS[name])
+    state = ENGINE.init(run)
+    rows = batch(rows=3)
+    mixing: list[torch.Tensor] = []
+
+    def seen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **how: Any) -> torch.Tensor:
+        sinks_H = how.get("sinks_H")
+        taken = attention.shares(q, k, mask, sinks_H=sinks_H, scale=how["scale"])
+        mixing.append(taken if sinks_H is None else torch.cat((taken, 1 - taken.sum(-1, keepdim=True)), dim=-1))
+        return taken @ v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+
+    for module in (attention, latent):
+        monkeypatch.setattr(module, "attend", seen)
+    asked = replace(look_for(run.model, run.train.health), tokens=10**6)
+    checkup = Checkup(state.model, state.layout)
+    checkup.activations(torch.from_numpy(rows.tokens_BT), None, asked, ENGINE.placement)
+    assert len(mixing) == 3
+    for layer, taken in enumerate(mixing):
+        for head in range(4):
+            each = [share[share > 0].double().numpy() for share in taken[:, head].flatten(0, 1)]
+            want = np.mean([relative_entropy(share) for share in each if len(share) > 1])
+            assert checkup.figures[f"entropy/{layer}"][head].item() == pytest.approx(want, rel=1e-4)
+    reach = [int((taken[0, 0, -1] > 0).sum()) for taken in mixing]
+    assert reach == {"windows": [3, 8, 3], "sinks": [6] * 3}.get(name, [8] * 3)
+
+
+def test_linear_attention_has_no_entropy_and_all_other_figures() -> None:
+    run = config(attention={"kind": "linear"}, position={"kind": "rope"})
+    state = ENGINE.init(run)
+    asked = look_for(run.model, run.train.health)
+    figures = ENGINE.step(state, batch(), config=run, share=0.1, step=0, look=asked).health()
+    assert figures is not None
+    health = Health.of(figures, run.model, step=1)
+    assert health.entropy == [[], [], []]
+    assert len(health.dead) == 3
+    assert all(value is not None for value in health.grad_rms.values())
+    assert Health.from_dict(health.as_dict()) == health
+    assert not Monitor(run.model).add(health)
 
 
 def test_terms_are_counted_by_their_energy() -> None:

@@ -14,10 +14,11 @@ from bonsaigpt.torch_engine.device import choose_placement
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.model import GPT, build
+from bonsaigpt.torch_engine.native.building import Missing
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
 from bonsaigpt.torch_engine.rounding import quantize_int8, rounded, with_matrices
 from tests.torch_engine.decoders import CPU, KINDS, logits_of, make, model_of
-from tests.torch_engine.variants import VARIANTS, variant
+from tests.torch_engine.variants import EAGER_ONLY, VARIANTS, variant
 
 RANDOM = np.random.default_rng(0)
 TEXT = RANDOM.integers(0, 17, 24)
@@ -39,8 +40,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", VARIANTS)
+EVERY = [(name, kind) for name in VARIANTS for kind in KINDS if kind != "native" or name not in EAGER_ONLY]
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
 def test_logits_are_the_models(name: str, kind: str) -> None:
     """Prefill of a part, single steps, then several at once to the end of the block."""
     model = model_of(name)
@@ -119,7 +122,7 @@ def test_threads_change_no_bit(weights: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_text_of_200_prompts_over_all_variants(kind: str) -> None:
     """Against the uncached reference. A choice between equals would be the rounding's; none of these is one."""
-    names, made = list(VARIANTS), 0
+    names, made = [name for name in VARIANTS if kind != "native" or name not in EAGER_ONLY], 0
     models = {name: model_of(name) for name in names}
     decoders = {name: make(kind, model, rows=2) for name, model in models.items()}
     for number in range(200):
@@ -138,9 +141,43 @@ def test_greedy_text_of_200_prompts_over_all_variants(kind: str) -> None:
     assert made > 100  # the texts are no single letter repeated
 
 
+@pytest.mark.parametrize("name", sorted(EAGER_ONLY))
+def test_what_the_cpp_does_not_compute_is_the_models_own_code_with_a_reason(name: str) -> None:
+    model = model_of(name)
+    with pytest.raises(Missing, match=r"does not compute model\.attention"):
+        NativeDecoder(model, rows=1)
+    decoder = make_decoder(model, rows=1, placement=CPU)
+    assert "does not compute model.attention" in decoder.why
+    assert np.abs(decoder.verify(0, TEXT) - logits_of(model, TEXT)).max() <= tolerance(model)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncated_copied_and_refused_drafts(kind: str) -> None:
-    model = model_of("modern")
+@pytest.mark.parametrize("part", ["window", "sinks"])
+def test_the_comparison_notices_a_wrong_window_or_sink(kind: str, part: str) -> None:
+    """The negative control: a window one token longer, or one sink off by 0.5."""
+    model, other = model_of("sinks in windows"), model_of("sinks in windows")
+    if part == "window":
+        other = build(variant("sinks in windows", attention={"window": 10, "sinks": True, "qk_norm": True}), seed=1)
+        other.load_state_dict(model.state_dict())
+    else:
+        with torch.no_grad():
+            other.transformer.h[1].attn.sinks[2] += 0.5
+    got = make(kind, other.eval()).verify(0, TEXT)
+    assert np.abs(got - logits_of(model, TEXT)).max() > 10 * tolerance(model)
+
+
+def test_a_window_and_a_sink_over_many_panels() -> None:
+    """Windows that begin anywhere in a panel of 16 slots, and end anywhere in another."""
+    model = model_of("sinks in windows", block_size=150, attention={"window": 37, "sinks": True, "n_kv_head": 2})
+    text = np.random.default_rng(5).integers(0, 17, 150)
+    want = logits_of(model, text)
+    for kind in ("native", "eager"):
+        assert np.abs(make(kind, model).verify(0, text) - want).max() <= tolerance(model, text)
+
+
+@pytest.mark.parametrize(("name", "kind"), [*(("modern", k) for k in KINDS), *(("linear, rope", k) for k in KINDS[1:])])
+def test_truncated_copied_and_refused_drafts(name: str, kind: str) -> None:
+    model = model_of(name)
     decoder, bound = make(kind, model, rows=3), tolerance(model)
     decoder.prefill(0, TEXT[:10])
     decoder.verify(0, np.array([1, 2, 3, 4]))  # a draft; two of it are refused

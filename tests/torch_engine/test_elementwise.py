@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bonsaigpt.config import RopePosition
 from bonsaigpt.torch_engine.elementwise import relu2, rms_norm, rotate
-from bonsaigpt.torch_engine.rope import rotation_table
+from bonsaigpt.torch_engine.rope import rotation
 
 
 def draw(*shape: int) -> Tensor:
@@ -44,7 +45,7 @@ def test_relu2_is_the_square_of_relu() -> None:
 @pytest.mark.parametrize("neighbours", [False, True])
 def test_rotation_equals_the_matrix_of_each_pair(neighbours: bool) -> None:
     """One pair at a time by its 2 x 2 matrix (Su et al. 2021, equation 13)."""
-    cos, sin = (t.double() for t in rotation_table(5, 6, 100.0))
+    cos, sin = (t.double() for t in rotation(RopePosition(theta=100.0), 6, torch.arange(5)))
     x = draw(2, 5, 3, 6)
     expected = torch.empty_like(x)
     for t in range(5):
@@ -60,7 +61,7 @@ def test_rotation_equals_the_matrix_of_each_pair(neighbours: bool) -> None:
 
 @pytest.mark.parametrize("neighbours", [False, True])
 def test_what_is_compiled_is_what_is_run_eagerly(neighbours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    cos, sin = (t.double() for t in rotation_table(5, 6, 100.0))
+    cos, sin = (t.double() for t in rotation(RopePosition(theta=100.0), 6, torch.arange(5)))
     x = draw(2, 5, 3, 6)
 
     def all_three() -> list[Tensor]:
@@ -75,7 +76,7 @@ def test_what_is_compiled_is_what_is_run_eagerly(neighbours: bool, monkeypatch: 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_numbers_turn_too(neighbours: bool, dtype: torch.dtype) -> None:
     """As under autocast: the products of attention are narrow, and complex numbers are not."""
-    cos, sin = (t[:, None] for t in rotation_table(5, 6, 100.0))
+    cos, sin = (t[:, None] for t in rotation(RopePosition(theta=100.0), 6, torch.arange(5)))
     x = draw(2, 5, 3, 6).detach().to(dtype)
     turned = rotate(x, cos, sin, neighbours=neighbours)
     assert turned.dtype == dtype

@@ -20,10 +20,12 @@ from bonsaigpt.torch_engine.kv.cache import PolicyCache
 from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader
 from bonsaigpt.torch_engine.model import GPT
 from tests.torch_engine.decoders import CPU, logits_of, model_of
-from tests.torch_engine.variants import VARIANTS, variant
+from tests.torch_engine.variants import NO_POLICY, VARIANTS, variant
 
 TEXT = np.random.default_rng(0).integers(0, 17, 24)
 LONG = np.random.default_rng(1).integers(0, 17, 90)
+TAKING = [name for name in VARIANTS if name not in NO_POLICY]
+"""Variants that may have a policy."""
 ALL = [
     "full",
     "full, fp16",
@@ -55,7 +57,7 @@ def through(model: GPT, policy: str, text: np.ndarray = TEXT, cuts: tuple[int, .
 # ------------------------------------------------------------------ exact
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TAKING)
 def test_full_is_no_policy_bit_for_bit(name: str) -> None:
     model = model_of(name)
     eager = EagerDecoder(model, rows=1, placement=CPU)
@@ -72,7 +74,7 @@ def test_full_is_no_policy_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["full", "full, keys=unrotated", "full, x=exact", "full, positions=slot"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TAKING)
 def test_exact_holds_equal_the_whole_text_at_once(name: str, policy: str) -> None:
     model = model_of(name)
     if "slot" in policy and model.config.position.kind != "rope":
@@ -149,7 +151,7 @@ def test_a_window_is_the_window_of_a_mask(name: str, sinks: int, window: int, mo
 @pytest.mark.parametrize("select", ["sinks(2)+window(6)", "window(3)+h2o(4)", "window(3)+tova(4)"])
 def test_turning_the_survivors_is_turning_after_choosing(select: str) -> None:
     """rotate again (choose (rotate k)) = rotate (choose k), and neither is the true positions'."""
-    for name in ("rope", "rope, neighbours", "modern"):
+    for name in ("rope", "rope, neighbours", "rope, yarn", "modern"):
         model = model_of(name)
         again = through(model, f"{select}, positions=slot", LONG)
         after = through(model, f"{select}, keys=unrotated, positions=slot", LONG)
@@ -375,3 +377,19 @@ def test_a_policy_that_does_not_fit_the_model_says_why() -> None:
     ]:
         with pytest.raises(ConfigError, match=why):
             PolicyCache(config, read_policy(words))
+
+
+@pytest.mark.parametrize("name", sorted(NO_POLICY))
+def test_attention_that_no_policy_knows_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.attention\.(kind|window|share_kv|sinks)\b.*: give no(ne| policy)$"):
+        PolicyCache(variant(name), read_policy("full, int8"))
+
+
+def test_the_temperature_of_yarn_is_applied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the turning of survivors: keys that are turned again are sharpened once more."""
+    from bonsaigpt.torch_engine.kv import cache
+
+    model, policy = model_of("rope, yarn"), "sinks(2)+window(6), positions=slot"
+    want = through(model, policy, LONG)
+    monkeypatch.setattr(cache._Turning, "move", cache._Turning.turn)
+    assert np.abs(through(model, policy, LONG) - want).max() > 1e-3

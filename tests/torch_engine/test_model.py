@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bonsaigpt.config import ModelConfig, validate
+from bonsaigpt.config import ModelConfig, RopePosition, validate
 from bonsaigpt.torch_engine.elementwise import rotate
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
-from bonsaigpt.torch_engine.rope import rotation_table
+from bonsaigpt.torch_engine.rope import rotation
 from tests.torch_engine.variants import VARIANTS, variant
 
 
@@ -89,7 +89,7 @@ def test_attention_equals_the_formula() -> None:
     x = torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     from bonsaigpt.torch_engine.attention import Where
 
-    got = attention(x, Where(None, None, None))
+    got, _ = attention(x, Where(None, None, None))
     qkv = x @ attention.c_attn.weight.T
     q, k, v = qkv.split([32, 16, 16], dim=-1)
     rows = []
@@ -129,7 +129,7 @@ def test_mlps_equal_their_formulas(name: str, formula) -> None:
 
 @pytest.mark.parametrize("neighbours", [False, True])
 def test_rope_scores_depend_on_the_distance_alone(neighbours: bool) -> None:
-    cos, sin = (t.double() for t in rotation_table(50, 8, 10000.0))
+    cos, sin = (t.double() for t in rotation(RopePosition(), 8, torch.arange(50)))
     q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
 
     def score(i: int, j: int) -> float:

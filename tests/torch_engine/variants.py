@@ -6,7 +6,7 @@ from typing import Any
 
 from bonsaigpt.config import ModelConfig, validate
 
-__all__ = ["VARIANTS", "variant"]
+__all__ = ["EAGER_ONLY", "NO_POLICY", "VARIANTS", "variant"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {"bias": True},
@@ -25,6 +25,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qk-norm": {"attention": {"qk_norm": True}},
     "grouped queries": {"attention": {"n_kv_head": 2}},
     "multi-query": {"attention": {"n_kv_head": 1}},
+    "sliding windows": {"attention": {"window": 5, "pattern": "SL"}, "position": {"kind": "rope"}},
+    "sinks": {"attention": {"sinks": True, "n_kv_head": 2}},
+    "sinks in windows": {
+        "attention": {"window": 9, "sinks": True, "qk_norm": True},
+        "position": {"kind": "rope", "scaling": {"kind": "yarn", "factor": 2.0, "original": 12}},
+    },
+    "rope, linear": {"position": {"kind": "rope", "scaling": {"kind": "linear", "factor": 2.0}}},
+    "rope, yarn": {"position": {"kind": "rope", "scaling": {"kind": "yarn", "factor": 2.0, "original": 12}}},
+    "rope, ntk": {"position": {"kind": "rope", "scaling": {"kind": "ntk", "factor": 2.0}}},
+    "shared keys and values": {"attention": {"share_kv": 2, "n_kv_head": 2, "qk_norm": True}},
+    "shared, in windows": {
+        "attention": {"share_kv": 3, "window": 7, "pattern": "LS", "sinks": True},
+        "position": {"kind": "rope"},
+        "bias": True,
+    },
+    "latent": {"attention": {"kind": "latent"}, "position": {"kind": "rope"}, "bias": True},
+    "latent, yarn": {
+        "attention": {"kind": "latent", "latent": 12, "rope_width": 6},
+        "position": {"kind": "rope", "scaling": {"kind": "yarn", "factor": 2.0, "original": 12}},
+    },
+    "latent, learned positions": {"attention": {"kind": "latent"}},
+    "linear": {"attention": {"kind": "linear"}},
+    "linear, rope": {"attention": {"kind": "linear"}, "position": {"kind": "rope", "pairs": "neighbours"}},
+    "linear, layer-norm": {"attention": {"kind": "linear", "form": "layernorm"}, "bias": True},
     "modern": {
         "mlp": {"kind": "relu2"},
         "norm": {"kind": "rmsnorm"},
@@ -42,6 +66,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
 }
+
+EAGER_ONLY = {name for name in VARIANTS if name.startswith(("shared", "latent", "linear"))}
+"""What decode.cpp does not compute."""
+
+NO_POLICY = EAGER_ONLY | {"sliding windows", "sinks", "sinks in windows"}
+"""Attention that no cache policy knows."""
 
 
 def variant(name: str, **changes: Any) -> ModelConfig:

@@ -19,6 +19,7 @@ VERBS = {
     "sample": "let a model write",
     "chat": "talk with a model in the terminal",
     "eval": "score a model on its whole validation split, or on any text",
+    "stretch": "train a run on at a longer context",
     "compress": "make a trained run smaller: structured weights, block by block, then healing",
     "sweep": "train a recipe over a grid of settings and several seeds",
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",

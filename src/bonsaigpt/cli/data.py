@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli.common import Parser, count_from, print_table, progress_bar, run_folder, runs_folder
 from bonsaigpt.data.indexes import Indexes
 from bonsaigpt.data.looking import SplitStats, readable, split_stats, windows
+from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.prepare import file_hashes
 from bonsaigpt.data.shards import Corpus, find_corpora, open_corpus, verify_shards
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import DataError, OutputError
 from bonsaigpt.units import named
 
@@ -19,11 +24,12 @@ __all__ = ["find_corpus", "run"]
 
 _ACTIONS = {
     "verify": "read every file of a corpus and compare its hash",
-    "show": "random windows as text",
+    "show": "random windows as text, or what consecutive batches hold",
     "stats": "counts, and a page with the frequencies of tokens and the lengths of documents",
 }
 _EXAMPLE = """  bonsai data verify corpora/*
   bonsai data show runs/stdlib --split val --count 3
+  bonsai data show runs/stdlib --order streams --rows 4 --length 64 --count 2
   bonsai data stats stdlib"""
 _SPLITS = ("train", "val")
 _FREQUENT = 8
@@ -99,25 +105,67 @@ def _verify(argv: list[str]) -> int:
 
 def _show(argv: list[str]) -> int:
     parser = _parser(
-        "show", "Windows of corpora at random places, as text.", "  bonsai data show runs/stdlib --split val --count 3"
+        "show",
+        "Windows of corpora at random places, as text; or, of rows that read on, consecutive batches.",
+        "  bonsai data show runs/stdlib --split val --count 3\n"
+        "  bonsai data show runs/stdlib --order streams --rows 4 --length 64 --count 2",
     )
     parser.add_argument("--split", choices=_SPLITS, default="train", help="of which split (default: train)")
-    parser.add_argument("--count", type=count_from(1), default=3, metavar="N", help="windows (default: 3)")
+    parser.add_argument(
+        "--count", type=count_from(1), default=3, metavar="N", help="windows, or batches of streams (default: 3)"
+    )
     parser.add_argument("--length", type=count_from(1), default=200, metavar="N", help="tokens in each (default: 200)")
+    parser.add_argument(
+        "--order",
+        choices=["random", "streams"],
+        default="random",
+        help="windows from anywhere, or consecutive batches of --rows rows that each read on (default: random)",
+    )
+    parser.add_argument(
+        "--rows", type=count_from(1), default=2, metavar="N", help="rows of a batch of streams (default: 2)"
+    )
     parser.add_argument(
         "--seed", type=count_from(0), default=0, metavar="N", help="another one, other windows (default: 0)"
     )
     arguments = parser.parse(argv)
-    console = Console()
     for place in arguments.corpus:
         corpus = find_corpus(place, arguments.corpora, arguments.runs)
-        found = windows(corpus, arguments.split, count=arguments.count, length=arguments.length, seed=arguments.seed)
-        for start, ids in found:
-            title = f"{corpus.folder.name}, {arguments.split}, tokens {start:,} to {start + len(ids):,}"
-            console.print(title, style="bold green", highlight=False, markup=False, soft_wrap=True)
-            console.print(readable(corpus, ids), highlight=False, markup=False, soft_wrap=True)
-            console.print()
+        found = _streams(corpus, arguments) if arguments.order == "streams" else _windows(corpus, arguments)
+        for title, ids in found:
+            _print(f"{corpus.folder.name}, {arguments.split}, {title}", readable(corpus, ids))
     return 0
+
+
+def _windows(corpus: Corpus, arguments: Namespace) -> Iterator[tuple[str, np.ndarray]]:
+    found = windows(corpus, arguments.split, count=arguments.count, length=arguments.length, seed=arguments.seed)
+    for start, ids in found:
+        yield f"tokens {start:,} to {start + len(ids):,}", ids
+
+
+def _streams(corpus: Corpus, arguments: Namespace) -> Iterator[tuple[str, np.ndarray]]:
+    """The first batches as `data.order = streams` gives them: row by row, with a mark where a row starts anew."""
+    stream = corpus.stream(arguments.split)
+    batches = TokenBatches(
+        train=stream,
+        val=stream,
+        tokenizer=corpus.tokenizer,
+        order="streams",
+        seed=arguments.seed,
+        plan=BatchPlan(batch_size=arguments.rows, block_size=arguments.length),
+        fingerprint=corpus.folder.name,
+    )
+    for step in range(arguments.count):
+        batch = batches.batch_at(step)
+        assert batch.reset_B is not None
+        for row, (ids, anew) in enumerate(zip(batch.tokens_BT, batch.reset_B.tolist(), strict=True)):
+            yield f"step {step}, row {row}{', starts anew' if anew else ''}", ids
+
+
+def _print(title: str, text: str) -> None:
+    console = Console()
+    console.print(title, style="bold green", highlight=False, markup=False, soft_wrap=True)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print()
 
 
 def _stats(argv: list[str]) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from bonsaigpt.cli.common import Opened, Parser, add_placement, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.common import Opened, Parser, add_placement, count_from, open_model, progress_bar, runs_folder
 from bonsaigpt.cli.sampling_flags import add_kv
+from bonsaigpt.config import HiddenMemory, KeyValueMemory, MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora.document import read_document
 from bonsaigpt.data.plan import BatchPlan
@@ -19,7 +20,7 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.data.stream import TokenStream
 from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.engines import Engine
-from bonsaigpt.errors import DataError, GenerateError
+from bonsaigpt.errors import ConfigError, DataError, GenerateError
 from bonsaigpt.kv import write_policy
 from bonsaigpt.measure import evaluate
 from bonsaigpt.measure.kv import contiguous, score_policy
@@ -32,6 +33,7 @@ __all__ = ["run", "source_of"]
 _EXAMPLE = """  bonsai eval runs/shakespeare-char
   bonsai eval runs/shakespeare-char@last --text sonnets.txt --json
   bonsai eval runs/shakespeare-char --weights int8
+  bonsai eval runs/streams --memory 256
   bonsai eval runs/shakespeare-char --kv 'window(64), int4(group=32)'"""
 
 
@@ -50,6 +52,12 @@ def run(argv: list[str]) -> int:
         default="fp32",
         help="int8: with the matrices rounded as for decoding, and what that costs (default: fp32)",
     )
+    parser.add_argument(
+        "--memory",
+        type=count_from(0),
+        metavar="N",
+        help="tokens that are remembered from window to window; 0: none (default: as the run was trained)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
     add_kv(parser)
     add_placement(parser)
@@ -57,17 +65,20 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     if arguments.kv is not None and arguments.weights != "fp32":
         raise GenerateError("--kv and --weights int8 cannot go together: measure one at a time")
+    if arguments.kv is not None and arguments.memory:
+        raise GenerateError("--kv and --memory cannot go together: a cache policy already says what is remembered")
     opened = open_model(arguments.model, runs=arguments.runs)
     source = source_of(opened, arguments.text, arguments.corpora)
+    memory = opened.config, _memory(opened, arguments.memory)
     engine, model = opened.on(arguments)
     if arguments.kv is not None:
         return _through_cache(arguments, opened, engine, model, source)
     with progress_bar(Console(stderr=True)) as advance:
-        result = evaluate(engine, model, source, advance=advance)
+        result = evaluate(engine, model, source, advance=advance, memory=memory)
         about: dict[str, object] = {"model": opened.label}
         words = ""
         if arguments.weights == "int8":
-            whole, result = result, evaluate(engine, engine.rounded(model), source, advance=advance)
+            whole, result = result, evaluate(engine, engine.rounded(model), source, advance=advance, memory=memory)
             about |= {"weights": "int8", "loss_added": result.loss - whole.loss}
             words = f"  int8 weights: {result.loss - whole.loss:+.5f} nats against {whole.loss:.4f}"
     if arguments.json:
@@ -75,6 +86,19 @@ def run(argv: list[str]) -> int:
     else:
         print(f"{opened.label}  {score_line(result)}  ({named(result.tokens, 'token')}){words}")
     return 0
+
+
+def _memory(opened: Opened, tokens: int | None) -> MemoryConfig:
+    """The run's memory, or one of another length."""
+    trained = opened.run.config.train.memory if opened.run is not None else NoMemory()
+    if tokens is None:
+        return trained
+    if tokens == 0:
+        return NoMemory()
+    memory = HiddenMemory(length=tokens) if trained.kind == "hidden" else KeyValueMemory(length=tokens)
+    if (flaw := memory_flaw(memory, opened.config)) is not None:
+        raise ConfigError(f"{opened.label} cannot be scored with --memory {tokens}: {flaw}.")
+    return memory
 
 
 def _through_cache(

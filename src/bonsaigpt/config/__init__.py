@@ -4,6 +4,7 @@ A variant is a member of a tagged union with its own fields (``mlp = {kind = "sw
 boolean that multiplies with others. Nothing changes a config after it was made: ``derive`` makes another one.
 """
 
+from bonsaigpt.config.attention import AttentionConfig, LatentAttention, LinearAttention, SoftmaxAttention
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import (
     SHARD_TOKENS,
@@ -47,18 +48,15 @@ from bonsaigpt.config.kv import (
     TOVASelection,
     WindowSelection,
 )
+from bonsaigpt.config.memory import HiddenMemory, KeyValueMemory, MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.config.mixture import MixtureData, MixturePart
 from bonsaigpt.config.model import (
     PRESETS,
     GeluMLP,
     LayerNorm,
-    LearnedPosition,
     ModelConfig,
-    NoPosition,
     ReLU2MLP,
     RMSNorm,
-    RopePosition,
-    SoftmaxAttention,
     SwiGLUMLP,
 )
 from bonsaigpt.config.optim import (
@@ -76,6 +74,16 @@ from bonsaigpt.config.optim import (
     Schedule,
     StagedRamp,
     WSDSchedule,
+)
+from bonsaigpt.config.position import (
+    LearnedPosition,
+    LinearScaling,
+    NoPosition,
+    NoScaling,
+    NTKScaling,
+    RopePosition,
+    RopeScaling,
+    YarnScaling,
 )
 from bonsaigpt.config.reading import derive, dump_toml, load_toml, setting_docs, setting_names, validate
 from bonsaigpt.config.run import GuardConfig, HealthConfig, RunConfig, TrainConfig
@@ -104,6 +112,7 @@ __all__ = [
     "SHARD_TOKENS",
     "AdamWMatrices",
     "AddData",
+    "AttentionConfig",
     "BpeTokenizerConfig",
     "ByteTokenizerConfig",
     "CharTokenizerConfig",
@@ -127,32 +136,41 @@ __all__ = [
     "GuardConfig",
     "H2OSelection",
     "HealthConfig",
+    "HiddenMemory",
     "HubData",
     "HubText",
     "IntFormat",
     "KVConfig",
     "KeyNormSelection",
+    "KeyValueMemory",
     "KeysAndValues",
     "KroneckerColumnsStructure",
     "KroneckerStructure",
+    "LatentAttention",
     "LayerInput",
     "LayerNorm",
     "LayerPolicy",
     "LearnedPosition",
+    "LinearAttention",
     "LinearRamp",
+    "LinearScaling",
     "LinearSchedule",
     "LogitsDistill",
     "LowRankStructure",
+    "MemoryConfig",
     "MixtureData",
     "MixturePart",
     "ModelConfig",
     "MonarchStructure",
     "MuonMatrices",
+    "NTKScaling",
     "NarrowFormat",
     "NarrowStructure",
     "NoDistill",
+    "NoMemory",
     "NoPosition",
     "NoRamp",
+    "NoScaling",
     "OpenWebTextData",
     "OptimConfig",
     "PreparedData",
@@ -164,6 +182,7 @@ __all__ = [
     "ReadingData",
     "RecallData",
     "RopePosition",
+    "RopeScaling",
     "RunConfig",
     "Schedule",
     "ShakespeareData",
@@ -190,10 +209,12 @@ __all__ = [
     "WikipediaData",
     "WikitextData",
     "WindowSelection",
+    "YarnScaling",
     "ZeroOneData",
     "derive",
     "dump_toml",
     "load_toml",
+    "memory_flaw",
     "setting_docs",
     "setting_names",
     "validate",

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from bonsaigpt.config.attention import SoftmaxAttention
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.model import ModelConfig
 
@@ -323,6 +324,7 @@ class KVConfig(Config):
 
     def check(self, config: ModelConfig) -> None:
         """Raise ``ValueError`` if a model of this configuration cannot have it."""
+        _check_attention(config)
         for layer in self.layers:
             if layer >= config.n_layer:
                 raise ValueError(f"there is no layer {layer}: the model has 0 to {config.n_layer - 1}")
@@ -341,3 +343,16 @@ class KVConfig(Config):
                     raise ValueError(
                         f"group={held.group} does not divide the {width} channels of {name}: use one of {legal}"
                     )
+
+
+def _check_attention(config: ModelConfig) -> None:
+    """A policy is of layers with keys and values of their own, which see all of them by a softmax over them alone."""
+    attention = config.attention
+    if not isinstance(attention, SoftmaxAttention):
+        raise ValueError(
+            f"model.attention.kind = '{attention.kind}' keeps no keys and values of each head to choose from: give no "
+            "policy"
+        )
+    switches = {"window": attention.window is not None, "share_kv": attention.share_kv > 1, "sinks": attention.sinks}
+    if used := [f"model.attention.{name}" for name, on in switches.items() if on]:
+        raise ValueError(f"no policy knows {' or '.join(used)} yet: give none")

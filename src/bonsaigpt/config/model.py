@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bonsaigpt.config.attention import AttentionConfig, LatentAttention, SoftmaxAttention
 from bonsaigpt.config.base import Config
+from bonsaigpt.config.position import LearnedPosition, PositionConfig
 from bonsaigpt.config.structure import (
     DenseStructure,
     NarrowStructure,
@@ -17,30 +19,7 @@ from bonsaigpt.config.structure import (
 )
 from bonsaigpt.errors import ConfigError
 
-__all__ = [
-    "PRESETS",
-    "GeluMLP",
-    "LayerNorm",
-    "LearnedPosition",
-    "ModelConfig",
-    "NoPosition",
-    "RMSNorm",
-    "ReLU2MLP",
-    "RopePosition",
-    "SoftmaxAttention",
-    "SwiGLUMLP",
-]
-
-
-class SoftmaxAttention(Config):
-    """Causal multi-head attention (Vaswani et al. 2017), with grouped queries (Ainslie et al. 2023) if asked."""
-
-    kind: Literal["softmax"] = "softmax"
-    """Which attention."""
-    n_kv_head: int | None = Field(default=None, ge=1)
-    """Key/value heads, shared by groups of query heads; none means n_head (1 is multi-query attention)."""
-    qk_norm: bool = False
-    """RMS-normalise each query and key head before the positions are applied (Dehghani et al. 2023)."""
+__all__ = ["PRESETS", "GeluMLP", "LayerNorm", "ModelConfig", "RMSNorm", "ReLU2MLP", "SwiGLUMLP"]
 
 
 class GeluMLP(Config):
@@ -70,32 +49,6 @@ class ReLU2MLP(Config):
     """Which MLP."""
     hidden: int | None = Field(default=None, ge=1)
     """Hidden units; none means 4 * n_embd."""
-
-
-class LearnedPosition(Config):
-    """One trained vector for each position, added to the token's (GPT-2)."""
-
-    kind: Literal["learned"] = "learned"
-    """Which positions."""
-
-
-class RopePosition(Config):
-    """Rotary positions (Su et al. 2021): queries and keys are turned by angles that grow with the position."""
-
-    kind: Literal["rope"] = "rope"
-    """Which positions."""
-    theta: float = Field(default=10000.0, gt=1.0)
-    """Base of the wavelengths, in positions."""
-    pairs: Literal["halves", "neighbours"] = "halves"
-    """Which channels turn together: (i, i + K/2) as in GPT-NeoX and Hugging Face, or (2i, 2i + 1) as in the paper and
-    GPT-J, which is much faster on a CPU."""
-
-
-class NoPosition(Config):
-    """No positions at all: the causal mask alone tells the order (Kazemnejad et al. 2023)."""
-
-    kind: Literal["none"] = "none"
-    """Which positions."""
 
 
 class LayerNorm(Config):
@@ -169,9 +122,9 @@ class ModelConfig(Config):
     (Yang et al. 2022). Keep the width of a head and let n_head grow. None means the standard parametrisation."""
     norm_position: Literal["pre", "post"] = "pre"
     """Normalise the input of each branch (GPT-2), or the sum after it (GPT-1; trains worse, see the handbook)."""
-    attention: SoftmaxAttention = SoftmaxAttention()
+    attention: AttentionConfig = SoftmaxAttention()
     mlp: Annotated[GeluMLP | SwiGLUMLP | ReLU2MLP, Field(discriminator="kind")] = GeluMLP()
-    position: Annotated[LearnedPosition | RopePosition | NoPosition, Field(discriminator="kind")] = LearnedPosition()
+    position: PositionConfig = LearnedPosition()
     norm: Annotated[LayerNorm | RMSNorm, Field(discriminator="kind")] = LayerNorm()
     structure: dict[str, StructureConfig] = Field(default={})
     """What weights are made of, by name (globs; the last match wins): e.g. {"*.mlp.c_fc.weight" = {kind = "kronecker",
@@ -179,9 +132,12 @@ class ModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _apply_preset(cls, data: Any) -> Any:
+    def _fill_in(cls, data: Any) -> Any:
+        """The sizes of a preset; and attention of which no kind is said is the softmax."""
         if isinstance(data, dict) and isinstance(data.get("preset"), str):
-            return PRESETS.get(data["preset"], {}) | data
+            data = PRESETS.get(data["preset"], {}) | data
+        if isinstance(data, dict) and isinstance(data.get("attention"), dict):
+            data = data | {"attention": {"kind": "softmax"} | data["attention"]}
         return data
 
     @model_validator(mode="after")
@@ -198,10 +154,20 @@ class ModelConfig(Config):
                 f"model.attention.n_kv_head = {self.n_kv_head} does not divide model.n_head = {self.n_head}: "
                 f"use one of {divisors}"
             )
-        if self.position.kind == "rope" and self.head_width % 2:
+        if self.position.kind == "rope" and self.head_width % 2 and self.rope_width == self.head_width:
             raise ValueError(
                 f"rope turns pairs of channels, but a head has {self.head_width} (model.n_embd / model.n_head): "
                 "choose them so that it is even"
+            )
+        if self.position.kind == "rope" and self.position.scaling.kind == "ntk" and self.rope_width == 2:
+            raise ValueError(
+                "model.position.scaling.kind = 'ntk' changes the base of the slower pairs, but there is one pair only "
+                "(of 2 channels): use 'linear'"
+            )
+        if isinstance(self.attention, LatentAttention) and self.attention.rope_width and self.position.kind != "rope":
+            raise ValueError(
+                f"model.attention.rope_width has no use under model.position.kind = '{self.position.kind}': leave it "
+                "out, or use rope"
             )
         if self.structure:
             shapes = self.weight_shapes
@@ -216,14 +182,15 @@ class ModelConfig(Config):
         """Every weight that is looked up in or multiplied with: its name, outputs and inputs. In embeddings and head,
         outputs are rows of the vocabulary: 0 as long as it is not known."""
         rows = 0 if self.vocab_size is None else self.vocabulary_rows
-        query, key = self.n_head * self.head_width, self.n_kv_head * self.head_width
         shapes = {"transformer.wte.weight": (rows, self.n_embd)}
         if self.position.kind == "learned":
             shapes["transformer.wpe.weight"] = (self.block_size, self.n_embd)
         for layer in range(self.n_layer):
             block, hidden = f"transformer.h.{layer}", self.hidden_of(layer)
-            shapes[f"{block}.attn.c_attn.weight"] = (query + 2 * key, self.n_embd)
-            shapes[f"{block}.attn.c_proj.weight"] = (self.n_embd, query)
+            shapes[f"{block}.attn.c_attn.weight"] = (sum(self.attention_maps(layer)), self.n_embd)
+            if isinstance(self.attention, LatentAttention):
+                shapes[f"{block}.attn.c_up.weight"] = (2 * self.n_head * self.head_width, self.latent_width)
+            shapes[f"{block}.attn.c_proj.weight"] = (self.n_embd, self.n_head * self.head_width)
             if self.mlp.kind == "swiglu":
                 shapes[f"{block}.mlp.c_gate.weight"] = (hidden, self.n_embd)
             shapes[f"{block}.mlp.c_fc.weight"] = (hidden, self.n_embd)
@@ -246,7 +213,52 @@ class ModelConfig(Config):
     @property
     def n_kv_head(self) -> int:
         """G: key/value heads."""
-        return self.attention.n_kv_head or self.n_head
+        return (isinstance(self.attention, SoftmaxAttention) and self.attention.n_kv_head) or self.n_head
+
+    def attention_maps(self, layer: int) -> tuple[int, ...]:
+        """Outputs of the maps that the matrix ``c_attn`` of a layer holds: queries, and, where they are its own, keys
+        and values; of latent attention queries with the channels that turn, the latent, and the key that turns."""
+        query = self.n_head * self.head_width
+        if isinstance(self.attention, LatentAttention):
+            turning = self.rope_width
+            return query + self.n_head * turning, self.latent_width, *((turning,) if turning else ())
+        key = self.n_kv_head * self.head_width
+        return (query, key, key) if self.kv_source(layer) == layer else (query,)
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose keys and values a layer reads."""
+        share = self.attention.share_kv if isinstance(self.attention, SoftmaxAttention) else 1
+        return layer - layer % share
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers that have keys and values to keep; none where attention keeps a state instead."""
+        if self.attention.kind == "linear":
+            return ()
+        return tuple(layer for layer in range(self.n_layer) if self.kv_source(layer) == layer)
+
+    @property
+    def kv_widths(self) -> tuple[int, int, int]:
+        """What a layer keeps of a token: heads, channels of each key, channels of each value. Of latent attention the
+        key that turns, and as the value the latent."""
+        if isinstance(self.attention, LatentAttention):
+            return 1, self.rope_width, self.latent_width
+        return self.n_kv_head, self.head_width, self.head_width
+
+    @property
+    def latent_width(self) -> int:
+        """C: channels of the latent, under latent attention."""
+        assert isinstance(self.attention, LatentAttention)
+        return self.attention.latent or 2 * self.head_width
+
+    @property
+    def rope_width(self) -> int:
+        """Channels of a query or key that turn with its position; 0 without rope."""
+        if self.position.kind != "rope":
+            return 0
+        if isinstance(self.attention, LatentAttention):
+            return self.attention.rope_width or 2 * -(-self.head_width // 4)
+        return self.head_width
 
     def hidden_of(self, layer: int) -> int:
         """F of one layer's MLP, which ``model.structure`` may have made narrower."""

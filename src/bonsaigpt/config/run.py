@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import StdlibData
 from bonsaigpt.config.data import DataConfig
+from bonsaigpt.config.memory import MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.config.model import ModelConfig
-from bonsaigpt.config.optim import MuonMatrices, NoRamp, OptimConfig, Ramp
+from bonsaigpt.config.optim import LogitsDistill, MuonMatrices, NoRamp, OptimConfig, Ramp
 from bonsaigpt.config.toys import TaskData
 
 __all__ = ["GuardConfig", "HealthConfig", "RunConfig", "TrainConfig"]
@@ -49,6 +50,8 @@ class TrainConfig(Config):
     context_ramp: Ramp = NoRamp()
     """Start with shorter contexts and grow to block_size: windows are cut into shorter rows, so a step keeps its
     tokens. Lengths are rounded down to a divisor of block_size."""
+    memory: MemoryConfig = NoMemory()
+    """What a row sees of the tokens before it, carried from batch to batch of data.order = streams (Transformer-XL)."""
     micro_batch: int = Field(default=0, ge=0)
     """Sequences in one forward pass, to save memory; the gradient is the same. 0 means as many as suit the device
     and fit into its memory."""
@@ -139,6 +142,8 @@ class RunConfig(Config):
                 )
             if getattr(self.data, "order", "") == "streams":
                 raise ValueError(f"train.{name} breaks the rows of data.order = 'streams': use 'shuffled', or no ramp")
+        if self.train.memory.kind != "none":
+            self._check_memory()
         context = self.train.eval_block_size
         if context is not None and isinstance(self.data, TaskData):
             raise ValueError("train.eval_block_size cuts text into windows, and a toy's row is whole: leave it out")
@@ -148,3 +153,21 @@ class RunConfig(Config):
                 f"{self.model.block_size}: use that or less"
             )
         return self
+
+    def _check_memory(self) -> None:
+        """What carries nothing from batch to batch."""
+        if getattr(self.data, "order", "") != "streams":
+            raise ValueError(
+                "train.memory carries on what a row has read, and only rows of data.order = 'streams' read on: use that"
+            )
+        if (flaw := memory_flaw(self.train.memory, self.model)) is not None:
+            raise ValueError(flaw)
+        if isinstance(self.optim.distill, LogitsDistill):
+            raise ValueError(
+                "optim.distill asks a teacher that reads each row without what stood before it: leave train.memory or "
+                "the teacher out"
+            )
+        if self.train.compile == "on":
+            raise ValueError("a step with train.memory is not compiled: use train.compile = 'auto' or 'off'")
+        if self.train.eval_block_size not in (None, self.model.block_size):
+            raise ValueError("train.eval_block_size does not go with train.memory, whose rows read on: leave it out")

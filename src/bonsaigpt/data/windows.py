@@ -17,6 +17,9 @@ from bonsaigpt.randomness import hash64, key, permute
 
 __all__ = ["TokenBatches"]
 
+_STREAMS = 16
+"""Into which the validation split is cut to be scored with a memory: as many rows start with an empty one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatches:
@@ -139,6 +142,18 @@ class TokenBatches:
             yield self._cut(self.val, np.arange(first, min(first + rows, whole)) * length, length)
         if rest := total - whole * length:
             yield self._cut(self.val, np.array([whole * length]), rest)
+
+    def validation_streams(self) -> Iterator[Batch]:
+        """The split as a few long streams side by side, in segments of a block; what is left of it as one more."""
+        total = len(self.val) - 1
+        rows = max(1, min(_STREAMS, total // self.block_size))
+        stream = total // rows
+        starts = np.arange(rows) * stream
+        for place in range(0, stream, self.block_size):
+            batch = self._cut(self.val, starts + place, min(self.block_size, stream - place))
+            yield replace(batch, reset_B=np.ones(rows, dtype=bool) if place == 0 else None)
+        if rest := total - rows * stream:
+            yield replace(self._cut(self.val, np.array([rows * stream]), rest), reset_B=np.ones(1, dtype=bool))
 
     def validation_count(self) -> int:
         return len(self.val) - 1

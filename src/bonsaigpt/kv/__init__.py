@@ -3,17 +3,30 @@
 A cache answers ``extend(layer, k, v, positions)``: it takes the keys and values of the new tokens and returns what
 attention should see now, with the true position of every slot. Slots may come in any order, because the mask is
 always computed from positions; an empty slot has position -1 and is never seen. ``bits()`` counts all that is held.
+
+Only the layers in ``config.kv_layers`` are ever extended: others read the keys and values of one of those. Linear
+attention has no keys to keep; its layers ``recall`` and ``remember`` a state of fixed size instead.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
-from bonsaigpt.config import ModelConfig
+from bonsaigpt.config import LinearAttention, ModelConfig
 from bonsaigpt.kv.text import read_policy, write_policy
 
-__all__ = ["EMPTY", "AttendingCache", "KVCache", "full_bits_per_token", "read_policy", "write_policy"]
+__all__ = [
+    "EMPTY",
+    "AttendingCache",
+    "KVCache",
+    "full_bits_per_token",
+    "read_policy",
+    "state_bits",
+    "state_shape",
+    "write_policy",
+]
 
 EMPTY = -1
 """Position of a slot that holds nothing."""
@@ -30,8 +43,16 @@ class KVCache(Protocol):
     def extend(self, layer: int, k_BGTK: Any, v_BGTK: Any, positions_BT: Any) -> tuple[Any, Any, Any]:
         """Take the new tokens of one layer; return (k_BGSK, v_BGSK, positions_BS) to attend to.
 
-        Keys are held as they come: after RoPE in the policy `full`.
+        Keys are held as they come: after RoPE in the policy `full`. Heads and widths are ``config.kv_widths``.
         """
+        ...
+
+    def recall(self, layer: int) -> Any:
+        """The state of one layer of linear attention, (B, *state_shape), zeros at the start; not to be written to."""
+        ...
+
+    def remember(self, layer: int, state_BHKW: Any, tokens: int) -> None:
+        """Take the state after so many more tokens."""
         ...
 
     def bits(self) -> int:
@@ -65,4 +86,18 @@ class AttendingCache(ABC):
 
 def full_bits_per_token(config: ModelConfig, *, bits: int = 32) -> int:
     """Bits that the policy `full` holds for one token of one row: keys, values, and a 64-bit position a layer."""
-    return config.n_layer * (2 * config.n_kv_head * config.head_width * bits + 64)
+    heads, key, value = config.kv_widths
+    return len(config.kv_layers) * (heads * (key + value) * bits + 64)
+
+
+def state_shape(config: ModelConfig) -> tuple[int, int, int]:
+    """What a layer of linear attention holds of one row, (H, K, W): for each head the sums of k v^T, and where results
+    are divided by the sum of their weights the sums of k as one more column. Of no width elsewhere."""
+    if not isinstance(config.attention, LinearAttention):
+        return 0, 0, 0
+    return config.n_head, config.head_width, config.head_width + (config.attention.form == "elu")
+
+
+def state_bits(config: ModelConfig, *, bits: int = 32) -> int:
+    """Bits of the states of all layers of one row, however long it is."""
+    return config.n_layer * math.prod(state_shape(config)) * bits

@@ -2,16 +2,17 @@
 
 The convention is that of PaLM (Chowdhery et al. 2022, appendix B): training takes 6 operations for each matrix
 element and token (2 forward, 4 backward), and 12 K T for each head and token in the two products of attention over T
-positions, the masked half included. A structured matrix counts as the multiply-adds of its cheapest order of
-application. Look-ups, norms and the optimizer are not counted, nor is anything that is computed twice to save memory:
-it is the work of the model, whatever the program does.
+positions, the masked half included; under a window of W the T is at most W, and for linear attention, which can sum in
+either order, at most K. A structured matrix counts as the multiply-adds of its cheapest order of application. Look-ups,
+norms and the optimizer are not counted, nor is anything that is computed twice to save memory: it is the work of the
+model, whatever the program does.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
-from bonsaigpt.config import ModelConfig
+from bonsaigpt.config import ModelConfig, SoftmaxAttention
 from bonsaigpt.structure import Product, Structure, structures
 
 __all__ = ["ATTENTION_KINDS", "flops_by_kind", "flops_per_token", "matrix_parameters", "matrix_products"]
@@ -30,8 +31,18 @@ def flops_by_kind(config: ModelConfig, *, length: int | None = None) -> dict[str
     flops: Counter[str] = Counter()
     for kind, structure in _maps(config):
         flops[kind] += 6 * sum(product.macs for product in structure.products())
-    one = 6 * config.n_layer * config.n_head * config.head_width * (length or config.block_size)
-    return flops | dict.fromkeys(ATTENTION_KINDS, one)
+    keys = sum(_keys(config, layer, length or config.block_size) for layer in range(config.n_layer))
+    turning = config.rope_width if config.attention.kind == "latent" else 0
+    scores, values = (6 * config.n_head * width * keys for width in (config.head_width + turning, config.head_width))
+    return flops | dict(zip(ATTENTION_KINDS, (scores, values), strict=True))
+
+
+def _keys(config: ModelConfig, layer: int, length: int) -> int:
+    """Keys that a query is multiplied with."""
+    attention = config.attention
+    if isinstance(attention, SoftmaxAttention):
+        return min(length, attention.window_of(layer) or length)
+    return min(length, config.head_width) if attention.kind == "linear" else length
 
 
 def matrix_products(config: ModelConfig) -> dict[tuple[str, Product], int]:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from bonsaigpt.config import MemoryConfig, ModelConfig
 from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.engines import Engine
 
 __all__ = ["Evaluation", "evaluate"]
@@ -49,14 +51,30 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine, model: Any, source: BatchSource, *, advance: Callable[[str, int, int], None] | None = None
+    engine: Engine,
+    model: Any,
+    source: BatchSource,
+    *,
+    advance: Callable[[str, int, int], None] | None = None,
+    memory: tuple[ModelConfig, MemoryConfig] | None = None,
 ) -> Evaluation:
-    """Score every target of the source's validation split exactly once; ``advance(what, done, total)`` follows."""
+    """Score every target of the source's validation split exactly once; ``advance(what, done, total)`` follows.
+
+    Args:
+        memory: of which model, and how much of what stood before a row is remembered: then the split is read in some
+            streams side by side. None, or a memory of kind none: in windows that know nothing of each other.
+    """
     if source.parts:
         return _weighted(engine, model, source, advance)
     total, solved, count, rows = 0.0, 0.0, 0, 0
-    for batch in source.validation():
-        loss_sum, right = engine.evaluate(model, batch, exact=source.exact_match)
+    batches, carried = source.validation(), None
+    if memory is not None and memory[1].kind != "none":
+        assert isinstance(source, TokenBatches)  # nothing else has streams
+        batches = source.validation_streams()
+    for batch in batches:
+        if memory is not None and batch.reset_B is not None:  # all rows start anew
+            carried = engine.memory(*memory, rows=len(batch.tokens_BT))
+        loss_sum, right = engine.evaluate(model, batch, exact=source.exact_match, memory=carried)
         total += loss_sum
         count += batch.count
         rows += len(batch.tokens_BT)

@@ -108,7 +108,8 @@ class Health:
     """For each block: share of the hidden units that were beyond the bend at more than 40 % of the tokens, or, of
     squared ReLUs, on at more than 99 %."""
     entropy: list[list[float | None]]
-    """For each block and head: mean entropy of its attention as a share of the largest; see ``relative_entropy``."""
+    """For each block and head: mean entropy of its attention as a share of the largest; see ``relative_entropy``.
+    A learned sink counts as one token more; linear attention has no softmax, so no heads are listed."""
     balance: dict[str, float | None]
     """Of each weight made of factors: log10 of the first factor's norm over the second's, median over the terms. The
     product stays the same when one grows and the other shrinks: it is a gauge, but rates and decay act on each."""
@@ -140,7 +141,7 @@ class Health:
             },
             dead=[_finite((figures[f"on/{i}"] == 0).mean()) for i in layers],
             saturated=[_finite((figures[f"far/{i}"] > most).mean()) for i in layers],
-            entropy=[[_finite(value) for value in figures[f"entropy/{i}"]] for i in layers],
+            entropy=[[_finite(value) for value in figures.get(f"entropy/{i}", ())] for i in layers],
             balance={short_name(name): _finite(value) for name, value in ratios.items()},
             energy={short_name(name): [_finite(share) for share in value] for name, value in shares.items()},
         )

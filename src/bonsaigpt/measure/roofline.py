@@ -94,7 +94,8 @@ def step_products(config: ModelConfig, *, rows: int, length: int, element: int) 
     ]
     by_kind = flops_by_kind(config, length=length)
     # Forward: q, k, v in and the result out. Backward: those and its gradient in, the gradients of q, k, v out.
-    heads = 6 * (config.n_head + config.n_kv_head)
+    turning = config.rope_width if config.attention.kind == "latent" else 0
+    channels = 6 * (config.n_head + config.n_kv_head) * config.head_width + 3 * turning * (config.n_head + 1)
     found.append(
         Products(
             kinds=ATTENTION_KINDS,
@@ -102,7 +103,7 @@ def step_products(config: ModelConfig, *, rows: int, length: int, element: int) 
             count=config.n_layer,
             tokens=tokens,
             flops=tokens * sum(by_kind[kind] for kind in ATTENTION_KINDS),
-            bytes=config.n_layer * element * tokens * heads * config.head_width,
+            bytes=config.n_layer * element * tokens * channels,
         )
     )
     return found

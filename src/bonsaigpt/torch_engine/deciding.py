@@ -59,8 +59,11 @@ def decide(
     if precision == "auto":
         why["train.precision"] = placement.why.partition("; ")[2]  # it has gone by the device
     config = derive(config, train={"precision": precision})
+    has_memory = config.train.memory.kind != "none"
+    if has_memory and config.train.compile == "auto":
+        config = derive(config, train={"compile": "off"})
     decision = decide_compiling(config, placement.device, clock, begin=begin)
-    why["train.compile"] = decision.why
+    why["train.compile"] = "off: a step with train.memory is not compiled" if has_memory else decision.why
     kernel = {"compile": "on" if decision.compile else "off", "attention_kernel": decision.attention_kernel}
     config = derive(config, train=kernel)
     if not choice.fits:

@@ -11,7 +11,7 @@ from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.native.building import Missing, is_built
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
-from bonsaigpt.torch_engine.native.packing import what_is_not_dense
+from bonsaigpt.torch_engine.native.packing import what_is_not_computed, what_is_not_dense
 from bonsaigpt.torch_engine.rounding import Weights
 
 __all__ = ["make_decoder"]
@@ -49,6 +49,8 @@ def _what_is_missing(model: GPT, placement: Placement) -> str | None:
         return "the C++ is for CPUs"
     if placement.dtype != torch.float32:
         return "the C++ computes in fp32 alone"
+    if (unknown := what_is_not_computed(model.config)) is not None:
+        return unknown
     if (replaced := what_is_not_dense(model)) is not None:
         return f"the C++ does not know this model: {replaced}"
     return None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.errors import GenerateError
+from bonsaigpt.kv import state_shape
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.rounding import Weights, rounded, with_matrices
@@ -31,10 +32,14 @@ class Slots:
 
     def __init__(self, model: GPT, *, rows: int, device: torch.device, dtype: torch.dtype) -> None:
         config = model.config
-        shape = (config.n_layer, rows, config.n_kv_head, config.block_size + 1, config.head_width)
+        heads, key, value = config.kv_widths
+        self._place = {layer: number for number, layer in enumerate(config.kv_layers)}
+        room = (len(self._place), rows, heads, config.block_size + 1)
         # Zeros: what is masked is still multiplied, by 0, and whatever memory holds might be no number.
-        self._k = torch.zeros(shape, device=device, dtype=dtype)
-        self._v = torch.zeros(shape, device=device, dtype=dtype)
+        self._k = torch.zeros((*room, key), device=device, dtype=dtype)
+        self._v = torch.zeros((*room, value), device=device, dtype=dtype)
+        self.states = torch.zeros((config.n_layer, rows, *state_shape(config)), device=device)
+        """Of linear attention, for each layer and row; sums of many terms, so always float32."""
         self._numbers = torch.arange(config.block_size + 1, device=device)
         self._index_B1 = torch.arange(rows, device=device)[:, None]
         self.waste = config.block_size
@@ -52,19 +57,28 @@ class Slots:
         raise AssertionError("rows have lengths of their own: give positions")
 
     def extend(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        k_BGSK, v_BGSK = self._k[layer, self.rows], self._v[layer, self.rows]  # views
+        place = self._place[layer]
+        k_BGSK, v_BGSK = self._k[place, self.rows], self._v[place, self.rows]  # views
         index_B1 = self._index_B1[: len(k_BGSK)]
         k_BGSK[index_B1, :, self.slots_BT] = k_BGTK.transpose(1, 2).to(k_BGSK.dtype)
         v_BGSK[index_B1, :, self.slots_BT] = v_BGTK.transpose(1, 2).to(v_BGSK.dtype)
         seen_BS = self._numbers[: self.window].expand(len(k_BGSK), -1)
         return k_BGSK[:, :, : self.window], v_BGSK[:, :, : self.window], seen_BS
 
+    def recall(self, layer: int) -> Tensor:
+        return self.states[layer, self.rows]
+
+    def remember(self, layer: int, state_BHKW: Tensor, tokens: int) -> None:
+        held_BHKW = self.states[layer, self.rows]
+        asked_B = self.slots_BT[:, 0] != self.waste
+        held_BHKW.copy_(torch.where(asked_B[:, None, None, None], state_BHKW, held_BHKW))
+
     def copy_row(self, source: int, target: int) -> None:
-        for buffer in (self._k, self._v):
+        for buffer in (self._k, self._v, self.states):
             buffer[:, target] = buffer[:, source]
 
     def bits(self) -> int:
-        return sum(8 * t.element_size() * t.numel() for t in (self._k, self._v))
+        return sum(8 * t.element_size() * t.numel() for t in (self._k, self._v, self.states))
 
 
 @torch.no_grad()
@@ -129,6 +143,7 @@ class EagerDecoder:
         self.rows, self.block_size, self.vocabulary = rows, model.config.block_size, model.config.vocabulary
         self._lengths = [0] * rows
         self._slots = Slots(model, rows=rows, device=device, dtype=dtype)
+        self._past = _Past(rows, self._slots) if model.config.attention.kind == "linear" else None
         batched = device.type != "cpu" if batched is None else batched
         self._together = _Together(self) if batched else None
         format = str(dtype).removeprefix("torch.")
@@ -154,14 +169,21 @@ class EagerDecoder:
             logits = self._together.step(asked, tokens)
         else:
             logits = np.concatenate([self._read(r, tokens[i : i + 1], every=False) for i, r in enumerate(asked)])
-        for row in asked:
+        for row, token in zip(asked, tokens, strict=True):
             self._lengths[row] += 1
+            if self._past is not None:
+                self._past.tokens[row].append(int(token))
         return logits
 
     def truncate(self, row: int, length: int) -> None:
         check_row(row, self.rows)
         if not 0 <= length <= self._lengths[row]:
             raise GenerateError(f"row {row} holds {self._lengths[row]} tokens: it cannot be cut to {length}")
+        if self._past is not None and length < self._lengths[row]:
+            tokens = self._past.tokens[row][:length]
+            self._lengths[row] = self._past.go_back(row, length)
+            if len(tokens) > self._lengths[row]:
+                self._append(row, np.array(tokens[self._lengths[row] :]), every=False)
         self._lengths[row] = length
 
     def reach(self, row: int, length: int) -> int:
@@ -170,6 +192,8 @@ class EagerDecoder:
     def copy_row(self, source: int, target: int) -> None:
         self._slots.copy_row(source, target)
         self._lengths[target] = self._lengths[source]
+        if self._past is not None:
+            self._past.copy_row(source, target)
 
     def bits(self) -> int:
         """Of the cache, all rows."""
@@ -180,6 +204,8 @@ class EagerDecoder:
             raise GenerateError("no tokens were given: a row goes on with one at least")
         self._check([row], tokens, len(tokens))
         logits: list[np.ndarray] = []
+        if self._past is not None:
+            self._past.note(row, tokens)
         for start in range(0, len(tokens), _CHUNK):
             part = tokens[start : start + _CHUNK]
             logits.append(self._read(row, part, every=every))
@@ -207,6 +233,33 @@ class EagerDecoder:
                     f"row {row} has {self.block_size} slots, {self._lengths[row] + count} are needed: shorten the text "
                     "or slide"
                 )
+
+
+class _Past:
+    """How rows with a state go back, which a sum cannot: to the state before the last text was appended, or to none,
+    and from there the tokens are read again. The draft of a speculation, say, is such a text."""
+
+    def __init__(self, rows: int, slots: Slots) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
+        self._slots = slots
+        self._marks: list[tuple[int, Tensor]] = [(0, torch.zeros_like(slots.states[:, 0])) for _ in range(rows)]
+
+    def note(self, row: int, tokens: np.ndarray) -> None:
+        """This text is about to be appended."""
+        self._marks[row] = len(self.tokens[row]), self._slots.states[:, row].clone()
+        self.tokens[row] += tokens.tolist()
+
+    def go_back(self, row: int, length: int) -> int:
+        """Put back a state of at most so many tokens; of how many it is."""
+        marked, state = self._marks[row]
+        if marked > length:
+            marked, state = 0, torch.zeros_like(state)
+        self._slots.states[:, row] = state
+        del self.tokens[row][marked:]
+        return marked
+
+    def copy_row(self, source: int, target: int) -> None:
+        self.tokens[target], self._marks[target] = list(self.tokens[source]), self._marks[source]
 
 
 class _Together:

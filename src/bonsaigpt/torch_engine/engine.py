@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
@@ -14,37 +14,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import KVConfig, ModelConfig, RunConfig
+from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
 from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.calibrate import map_sums
+from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
-from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.deciding import decide
 from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.fit_mlp import fit_mlp
-from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import count_step
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
-from bonsaigpt.torch_engine.optim import Optimizer
-from bonsaigpt.torch_engine.parallel import Layout, Replicated
+from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
+from bonsaigpt.torch_engine.states import load_optimizer, make_state
 from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
-from bonsaigpt.torch_engine.teacher import read_teacher
-from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory, share_weights
+from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory
 from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
 if TYPE_CHECKING:
@@ -162,63 +160,22 @@ class TorchEngine:
         return self._state(config, build(config.model, seed=config.seed, values=values))
 
     def _state(self, config: RunConfig, model: GPT) -> State:
-        device = self.placement.device
-        if device.type == "cpu":
+        if self.placement.device.type == "cpu":
             keep_memory()
         self._follow(config)
-        # Dropout draws from the one generator of the process, which workers would pull from in no fixed order.
-        pool = self.pool if config.model.dropout == 0 else WorkerPool()
-        if config.train.parallel == "fsdp" and self.world.size > 1:
-            from bonsaigpt.torch_engine.fsdp import Sharded
-
-            [learner] = self._learners(config, model, 1)
-            layout: Layout = Sharded(learner, self.world, device)  # it moves what it keeps
-        else:
-            layout = Replicated(self._learners(config, model.to(device), pool.count), self.world)
-        optimizer = Optimizer(config.model, config.optim, layout, pool)
-        averaged = None
-        if optimizer.average is not None and isinstance(layout, Replicated):
-            averaged = GPT(config.model).to(device)
-            for parameter, average in zip(averaged.parameters(), optimizer.average, strict=True):
-                parameter.data = average
-        return State(
-            model=model,
-            optimizer=optimizer,
-            guard=Guard(
-                spike=config.train.guard.spike,
-                max_skips=config.train.guard.max_skips,
-                device=device,
-                loss_scaling=self.placement.dtype == torch.float16,
-            ),
-            layout=layout,
-            pool=pool,
-            averaged=averaged,
-            teacher=read_teacher(config.optim.distill, device),
-        )
-
-    def _learners(self, config: RunConfig, model: GPT, count: int) -> list[Learner]:
-        objective: dict[str, Any] = {"z_loss": config.optim.z_loss, "distill": config.optim.distill}
-        learners = [Learner(model, **objective)]
-        for _ in range(1, count):
-            twin = GPT(config.model)
-            share_weights(model, twin)
-            learners.append(Learner(twin, **objective))
-        for learner in learners:
-            learner.model.recompute = config.train.recompute
-            learner.model.attend_plainly(config.train.attention_kernel == "plain")
-            if config.train.compile == "on" and what_is_missing(self.placement.device) is None:
-                compile_module(learner, self.placement.device)
-        return learners
+        carried = self.memory(config.model, config.train.memory, rows=config.train.batch_size)
+        return make_state(config, model, self.placement, self.world, self.pool, carried)
 
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:
         """The state that ``arrays`` gave; without an optimizer's state that one starts anew."""
         state = self.init(config, model)
-        _load_optimizer(state, optimizer)
+        load_optimizer(state, optimizer)
         return state
 
     def arrays(self, state: State) -> tuple[Arrays, Arrays]:
         """The weights to use (the average, if one is kept), and all else that the next step depends on; on the host."""
-        return weights(self.model_of(state)), state.optimizer.arrays() | {"guard": state.guard.arrays()}
+        memory = {} if state.carried is None else state.carried.arrays()
+        return weights(self.model_of(state)), state.optimizer.arrays() | {"guard": state.guard.arrays()} | memory
 
     def save(self, state: State, run: RunDirectory, about: dict[str, Any]) -> None:
         """Write a checkpoint; ``about`` is its ``state.json``. Shards are on the disk only when ``settle`` returns."""
@@ -250,7 +207,7 @@ class TorchEngine:
         assert not isinstance(layout, Replicated)
         saved_rows = self._shard_files().load(folder, layout)
         state.optimizer.put_weights({name: saved_rows.pop(name) for name in layout.parameters})
-        _load_optimizer(state, saved_rows)
+        load_optimizer(state, saved_rows)
         return state
 
     def _shard_files(self) -> ShardFiles:
@@ -274,12 +231,27 @@ class TorchEngine:
         """
         return train_step(state, batch, config=config, placement=self.placement, share=share, step=step, look=look)
 
-    def evaluate(self, model: GPT, batch: Batch, *, exact: bool = False) -> tuple[float, int]:
-        """Sum of the loss in nats over this process' part, and, if ``exact``, its rows solved whole."""
+    def memory(self, model: ModelConfig, setting: MemoryConfig, *, rows: int) -> Carried | None:
+        """An empty memory for so many rows; none if the setting is none.
+
+        Raises:
+            DeviceError: several processes train together.
+        """
+        if setting.kind == "none":
+            return None
+        if self.world.size > 1:
+            raise DeviceError("train.memory is kept by one process alone so far: train without torchrun")
+        return Carried(model, setting, rows=rows, device=self.placement.device, dtype=self.placement.dtype)
+
+    def evaluate(
+        self, model: GPT, batch: Batch, *, exact: bool = False, memory: Carried | None = None
+    ) -> tuple[float, int]:
+        """Sum of the loss in nats over this process' part, and, if ``exact``, its rows solved whole. ``memory``: what
+        stood before each row; it goes on with them."""
         batch = batch.part(self.world.process.rank, self.world.size)
         if len(batch.tokens_BT) == 0:
             return 0.0, 0
-        return evaluate_batch(model, batch, self.placement, self.pool, exact=exact)
+        return evaluate_batch(model, batch, self.placement, self.pool, exact=exact, carried=memory)
 
     # ------------------------------------------------------------------ a model alone
 
@@ -417,9 +389,3 @@ class TorchEngine:
     def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace:
         """Run ``work`` and record its spans, or with ``memory`` the bytes that it holds; see profiling.py."""
         return record(work, self.placement.device, memory=memory, chrome=chrome)
-
-
-def _load_optimizer(state: State, saved: Mapping[str, np.ndarray | Tensor]) -> None:
-    state.optimizer.load({name: value for name, value in saved.items() if name != "guard"})
-    if "guard" in saved:
-        state.guard.load(saved["guard"])

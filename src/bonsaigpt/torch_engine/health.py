@@ -3,7 +3,8 @@
 Gradients are those that the step has anyway, before clipping. Updates are seen at some values of every tensor, copied
 before the optimizer changes them: whole copies would take as much memory as the weights. Activations come from another
 forward pass, of a few rows of the batch, through the model as it is and without dropout: nothing is hooked into the
-passes that train, so these stay compiled, and what the run learns does not depend on who looks.
+passes that train, so these stay compiled, and what the run learns does not depend on who looks. Under ``train.memory``
+these rows are read without what stood before them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from bonsaigpt.spec import parameters
-from bonsaigpt.torch_engine.attention import Attention, Where
+from bonsaigpt.torch_engine.attention import Attention, Seen, Where, scores
 from bonsaigpt.torch_engine.device import Placement
+from bonsaigpt.torch_engine.latent import LatentHeads
 from bonsaigpt.torch_engine.mlp import MLP
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.parallel import Layout
@@ -39,8 +41,9 @@ class Checkup:
 
     ``grad_norm``, ``weight_norm``, ``update``: one number for each parameter, in the order of the spec; the last is
     the norm of the update over that of the weight. ``rank/NAME``: participation ratio of a weight; ``terms/NAME``:
-    norms of the factors of each of its terms. ``entropy/LAYER``: of each head, mean relative entropy. ``on/LAYER`` and
-    ``far/LAYER``: of each hidden unit, share of the tokens above ``look.off`` and ``look.far``; ``tokens``: how many.
+    norms of the factors of each of its terms. ``entropy/LAYER``: of each head, mean relative entropy, where attention
+    is a softmax. ``on/LAYER`` and ``far/LAYER``: of each hidden unit, share of the tokens above ``look.off`` and
+    ``look.far``; ``tokens``: how many.
     """
 
     @torch.no_grad()
@@ -62,11 +65,11 @@ class Checkup:
         model.eval()
         with ExitStack() as closing, self._layout.whole_weights():
             for layer, block in enumerate(model.transformer.h):
-                assert isinstance(block.attn, Attention)
                 assert isinstance(block.mlp, MLP)
                 gate = block.mlp.c_gate if block.mlp.kind == "swiglu" else block.mlp.c_fc
+                if isinstance(block.attn, Attention | LatentHeads):  # linear attention has no softmax
+                    closing.callback(block.attn.register_forward_pre_hook(self._attention(layer)).remove)
                 for handle in (
-                    block.attn.register_forward_pre_hook(self._attention(layer)),
                     gate.register_forward_hook(self._units(layer, look)),
                     block.register_forward_pre_hook(self._weights(f"transformer.h.{layer}.")),
                 ):
@@ -93,10 +96,11 @@ class Checkup:
     # ------------------------------------------------------------------ hooks
 
     def _attention(self, layer: int) -> Callable[..., None]:
-        def see(module: Attention, inputs: tuple[Tensor, Where]) -> None:
-            x_BTD, where = inputs
-            q_BHTK, k_BGTK, _ = module.queries_keys_values(x_BTD, where)
-            self.figures[f"entropy/{layer}"] = attention_entropy(q_BHTK, k_BGTK, where.mask)
+        def see(module: Attention | LatentHeads, inputs: tuple[Tensor, Where, Seen | None]) -> None:
+            q_BHTK, seen, mask = module.compared(*inputs)
+            self.figures[f"entropy/{layer}"] = attention_entropy(
+                q_BHTK, seen.k_BGSK, mask, sinks_H=module.sinks, scale=module.scale
+            )
 
         return see
 
@@ -143,20 +147,25 @@ def participation_ratio(matrix: Tensor) -> Tensor:
     return torch.where(squares > 0, 1.0 / squares, 0.0)[None]
 
 
-def attention_entropy(q_BHTK: Tensor, k_BGTK: Tensor, mask: Tensor | None) -> Tensor:
+def attention_entropy(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    mask: Tensor | None,
+    *,
+    sinks_H: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Entropy of the attention of each head over the largest that there could be, log of the number of tokens that may
-    be seen; mean over the queries that have a choice, (H,). Without a mask attention is causal."""
-    (_, H, T, K), G = q_BHTK.shape, k_BGTK.shape[1]
+    be seen; mean over the queries that have a choice, (H,). A sink counts as one token more. See ``attend``."""
+    T = q_BHTK.shape[2]
     at_Q = torch.arange(T - 1, -1, -math.ceil(T / _QUERIES), device=q_BHTK.device)
     if mask is None:
         mask = (at_Q[:, None] >= torch.arange(T, device=at_Q.device))[None, None]
     else:
         mask = mask[:, :, at_Q]
-    k_BHTK = k_BGTK.float().repeat_interleave(H // G, dim=1)
-    scores_BHQT = q_BHTK[:, :, at_Q].float() @ k_BHTK.mT * K**-0.5
-    logs_BHQT = scores_BHQT.masked_fill(~mask, -torch.inf).log_softmax(dim=-1)
-    entropy_BHQ = -(logs_BHQT.exp() * logs_BHQT.masked_fill(~mask, 0.0)).sum(dim=-1)
-    seen_BHQ = mask.sum(dim=-1).expand_as(entropy_BHQ)
+    scores_BHQT = scores(q_BHTK[:, :, at_Q].float(), k_BGTK.float(), mask, sinks_H=sinks_H, scale=scale)
+    entropy_BHQ = torch.special.entr(scores_BHQT.softmax(dim=-1)).sum(dim=-1)
+    seen_BHQ = (mask.sum(dim=-1) + (sinks_H is not None)).expand_as(entropy_BHQ)
     relative = torch.where(seen_BHQ > 1, entropy_BHQ / seen_BHQ.clamp_min(2).log(), 0.0)
     return relative.sum(dim=(0, 2)) / (seen_BHQ > 1).sum(dim=(0, 2))
 

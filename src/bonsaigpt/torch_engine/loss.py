@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bonsaigpt.config import LogitsDistill, NoDistill
 from bonsaigpt.data.batches import IGNORE
+from bonsaigpt.torch_engine.carry import Carry
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.structured import dense
 
@@ -45,6 +46,7 @@ class Learner(nn.Module):
         targets_BT: Tensor,
         documents_BT: Tensor | None = None,
         taught: Taught | None = None,
+        carry: Carry | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats.
 
@@ -53,7 +55,7 @@ class Learner(nn.Module):
         """
         model = self.model
         streams: list[Tensor] | None = [] if taught is not None and taught[1:] else None
-        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, streams=streams)
+        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, carry=carry, streams=streams)
         if taught is None and targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
             return fused_head_loss(
                 hidden_BTD,

@@ -18,10 +18,13 @@ from bonsaigpt.config import ModelConfig, RopePosition
 from bonsaigpt.kv import AttendingCache, KVCache
 from bonsaigpt.spec import initial_value, parameters
 from bonsaigpt.structure import Structure, structures
-from bonsaigpt.torch_engine.attention import Attention, Where, document_mask
+from bonsaigpt.torch_engine.attention import Attention, Seen, Where, document_mask, masks
+from bonsaigpt.torch_engine.carry import Carry
+from bonsaigpt.torch_engine.latent import LatentHeads
 from bonsaigpt.torch_engine.linear import Linear, Norm, linear
+from bonsaigpt.torch_engine.linear_attention import LinearHeads
 from bonsaigpt.torch_engine.mlp import MLP
-from bonsaigpt.torch_engine.rope import rotation_table
+from bonsaigpt.torch_engine.rope import rotation
 from bonsaigpt.torch_engine.structured import Weight, dense, new_weight
 
 __all__ = ["GPT", "build", "load_weights", "weights"]
@@ -43,6 +46,9 @@ class Embedding(nn.Module):
         return F.embedding(indices, self.table)
 
 
+_ATTENTIONS = {"softmax": Attention, "latent": LatentHeads, "linear": LinearHeads}
+
+
 class Block(nn.Module):
     """Attention and MLP, each a branch beside the residual stream."""
 
@@ -50,17 +56,20 @@ class Block(nn.Module):
         super().__init__()
         self.post_norm = config.norm_position == "post"
         self.ln_1 = Norm(config)
-        self.attn = Attention(config, layer, made)
+        self.attn = _ATTENTIONS[config.attention.kind](config, layer, made)
         self.ln_2 = Norm(config)
         self.mlp = MLP(config, layer, made)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, where: Where) -> Tensor:
+    def forward(self, x_BTD: Tensor, where: Where, shared: Seen | None) -> tuple[Tensor, Seen | None]:
+        """The stream after the block, and the keys and values for the layers that share them."""
         if self.post_norm:  # GPT-1, Vaswani et al. 2017: gradients pass through every normalisation
-            x_BTD = self.ln_1(x_BTD + self.drop(self.attn(x_BTD, where)))
-            return self.ln_2(x_BTD + self.drop(self.mlp(x_BTD)))
-        x_BTD = x_BTD + self.drop(self.attn(self.ln_1(x_BTD), where))
-        return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD)))
+            y_BTD, shared = self.attn(x_BTD, where, shared)
+            x_BTD = self.ln_1(x_BTD + self.drop(y_BTD))
+            return self.ln_2(x_BTD + self.drop(self.mlp(x_BTD))), shared
+        y_BTD, shared = self.attn(self.ln_1(x_BTD), where, shared)
+        x_BTD = x_BTD + self.drop(y_BTD)
+        return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD))), shared
 
 
 class Transformer(nn.Module):
@@ -93,14 +102,14 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = Linear(made["lm_head.weight"], bias=False)
         if isinstance(config.position, RopePosition):
-            cos, sin = rotation_table(config.block_size, config.head_width, config.position.theta)
+            cos, sin = rotation(config.position, config.rope_width, torch.arange(config.block_size))
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
 
     def attend_plainly(self, plain: bool) -> None:
         """Compute attention by plain matrix products instead of torch's fused kernel."""
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | LatentHeads):
                 module.plain = plain
 
     @property
@@ -115,12 +124,14 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KVCache | AttendingCache | None = None,
         documents_BT: Tensor | None = None,
+        carry: Carry | None = None,
         streams: list[Tensor] | None = None,
     ) -> Tensor:
         """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache.
 
         ``documents_BT``: the document of each token, numbered upwards along a row. Attention stays inside it, and its
         positions start at 0: so a document in a row gives what it gives alone, and is seen where generation starts.
+        ``carry``: what stood before these rows, and where positions go on.
         ``streams``: takes the residual stream after each block, (B, T, D).
         """
         B, T = tokens_BT.shape
@@ -131,23 +142,31 @@ class GPT(nn.Module):
         if positions_BT is None and cache is not None:
             steps = torch.arange(cache.length, cache.length + T, device=tokens_BT.device)
             positions_BT = steps.expand(B, T)
+        if carry is not None:
+            positions_BT, cache = carry.positions_BS, None if carry.has_inputs else carry
         x_BTD = self.transformer.wte(tokens_BT)
-        rotation = None
+        turned = None
         if self.config.position.kind == "learned":
             wpe = self.transformer.wpe
             x_BTD = x_BTD + (wpe.table[:T] if positions_BT is None else wpe(positions_BT))
         elif self.config.position.kind == "rope" and not isinstance(cache, AttendingCache):  # that one turns by itself
-            if positions_BT is None:
-                rotation = (self.cos[:T, None], self.sin[:T, None])
+            if carry is not None:  # no table is long enough
+                assert isinstance(self.config.position, RopePosition)
+                cos, sin = rotation(self.config.position, self.config.rope_width, carry.positions_BS)
+                turned = (cos[:, :, None], sin[:, :, None])
+            elif positions_BT is None:
+                turned = (self.cos[:T, None], self.sin[:T, None])
             else:
-                rotation = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
+                turned = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
         x_BTD = self.transformer.drop(x_BTD)
-        where = Where(positions_BT, rotation, cache, mask)
+        before = carry.before if carry is not None and carry.has_inputs else None
+        where = Where(positions_BT, turned, cache, masks(self.config, T, mask, tokens_BT.device), before)
+        shared: Seen | None = None
         for block in self.transformer.h:
             if self.recompute and self.training:  # Chen et al. 2016: keep the input, compute the rest again
-                x_BTD = checkpoint(block, x_BTD, where, use_reentrant=False)
+                x_BTD, shared = checkpoint(block, x_BTD, where, shared, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, where)
+                x_BTD, shared = block(x_BTD, where, shared)
             if streams is not None:
                 streams.append(x_BTD)
         return self.transformer.ln_f(x_BTD)
@@ -169,9 +188,13 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KVCache | AttendingCache | None = None,
         documents_BT: Tensor | None = None,
+        carry: Carry | None = None,
     ) -> Tensor:
         """Logits of the next token at every position, (B, T, V); see ``hidden``."""
-        return self.logits(self.hidden(tokens_BT, positions_BT=positions_BT, cache=cache, documents_BT=documents_BT))
+        hidden_BTD = self.hidden(
+            tokens_BT, positions_BT=positions_BT, cache=cache, documents_BT=documents_BT, carry=carry
+        )
+        return self.logits(hidden_BTD)
 
 
 def build(config: ModelConfig, *, seed: int | None = None, values: Arrays | None = None) -> GPT:

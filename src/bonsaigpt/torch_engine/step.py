@@ -16,6 +16,7 @@ from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import RunConfig
 from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.randomness import key
+from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.health import Checkup, to_host
@@ -40,6 +41,8 @@ class State:
     guard: Guard
     layout: Layout
     pool: WorkerPool
+    carried: Carried | None = None
+    """The memory from batch to batch, where the run has one."""
     averaged: GPT | None = None
     """The same model over the average of the weights, where the run keeps one."""
     teacher: Teacher | None = None
@@ -88,9 +91,12 @@ def train_step(
     factor = guard.scale * world.size / batch.count
     parts = cuts(tokens_BT.shape[0], micro_rows(config, tokens_BT.shape[1]), pool.count)
     first_part = world.process.rank * len(parts)
+    if state.carried is not None:
+        state.carried.begin(own.reset_B)
 
     def learn(part: int) -> Tensor:
         learner, rows = layout.learners[part % pool.count], slice(*parts[part])
+        carry = None if state.carried is None else state.carried.of(rows, tokens_BT.shape[1])
         with layout.passing(last=part == len(parts) - 1):
             with (
                 mark("forward"),
@@ -100,9 +106,11 @@ def train_step(
                 learner.train()
                 documents = None if documents_BT is None else documents_BT[rows]
                 taught = None if state.teacher is None else state.teacher(tokens_BT[rows], documents)
-                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught)
+                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught, carry)
             with mark("backward"):
                 (objective * factor).backward()
+            if carry is not None:
+                carry.keep()
         return loss
 
     with pool.sharing():
@@ -121,6 +129,8 @@ def train_step(
                 checkup.activations(tokens, documents, look, placement)
             norm, total = layout.totals(gradients, torch.stack(losses).sum())
             keep = guard.judge(norm, total)
+            if state.carried is not None:
+                state.carried.forget_unless(keep)
             if limit := config.optim.grad_clip:
                 torch.nn.utils.clip_grads_with_norm_(layout.parameters.values(), limit, norm)
         with mark("optimizer"):
@@ -147,10 +157,16 @@ def cuts(rows: int, most: int, workers: int) -> list[tuple[int, int]]:
 
 @torch.inference_mode()
 def evaluate_batch(
-    model: GPT, batch: Batch, placement: Placement, pool: WorkerPool, *, exact: bool
+    model: GPT, batch: Batch, placement: Placement, pool: WorkerPool, *, exact: bool, carried: Carried | None = None
 ) -> tuple[float, int]:
-    """Sum of the loss in nats, and, if ``exact``, rows whose every target is the model's first choice."""
+    """Sum of the loss in nats, and, if ``exact``, rows whose every target is the model's first choice.
+
+    Args:
+        carried: what stood before each row; it goes on with them.
+    """
     model.eval()
+    if carried is not None:
+        carried.begin(batch.reset_B)
     tokens_BT, targets_BT, documents_BT = to_device(batch, placement.device)
     # As many rows at once as keep the logits below 2^25 elements (128 MiB): a vocabulary of 50,257 needs the bound.
     most = max(1, 2**25 // (tokens_BT.shape[1] * model.config.vocabulary))
@@ -159,7 +175,10 @@ def evaluate_batch(
         tokens, targets = tokens_BT[slice(*part)], targets_BT[slice(*part)]
         documents = None if documents_BT is None else documents_BT[slice(*part)]
         with torch.inference_mode(), placement.autocast():
-            logits_BTV = model(tokens, documents_BT=documents)
+            carry = None if carried is None else carried.of(slice(*part), tokens.shape[1])
+            logits_BTV = model(tokens, documents_BT=documents, carry=carry)
+            if carry is not None:
+                carry.keep()
         with torch.inference_mode():
             loss_sum, right = cross_entropy_sum(logits_BTV, targets).item(), 0
             if exact:

@@ -253,7 +253,13 @@ class _Trainer:
     def _evaluate_and_save(self, training_loss: float = math.nan) -> str | None:
         """Evaluate, save and tell; or, in words, why these weights must not be saved."""
         model = self.engine.model_of(self.state)
-        evaluation = evaluate(self.engine, model, self.source, advance=self._follow)
+        evaluation = evaluate(
+            self.engine,
+            model,
+            self.source,
+            advance=self._follow,
+            memory=(self.config.model, self.config.train.memory),
+        )
         if self.step > 0 and self.watch.is_lost(evaluation.loss, training_loss=training_loss):
             return f"the validation loss is {evaluation.loss:.3g}, the training loss was {self.watch.lowest:.3g}"
         self.evaluation = evaluation

@@ -14,7 +14,7 @@ from bonsaigpt.recipes import flatten
 __all__ = ["changes", "check_data", "check_same_function", "check_teacher"]
 
 _FREE = ("about", "data.path", "model.dropout", "optim.", "train.")
-_FIXED = ("train.batch_size", "train.batch_ramp", "train.eval_block_size", "optim.matrices.kind")
+_FIXED = ("train.batch_size", "train.memory", "train.batch_ramp", "train.eval_block_size", "optim.matrices.kind")
 """The place of every sample in the data follows from the sizes of all batches, so others would be another run; losses
 at another context could not say which checkpoint is the best; the optimizer's saved state fits one kind of update."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bonsaigpt.config import GuardConfig, RunConfig
+from bonsaigpt.config import GuardConfig, RunConfig, SoftmaxAttention
 
 __all__ = ["LOOK", "Watch", "diagnosis", "nothing_learned"]
 
@@ -71,7 +71,7 @@ def diagnosis(config: RunConfig, *, step: int, why: str, rate: float, last_good:
         advice.append(f"a longer --optim.schedule.warmup (now {optim.schedule.warmup} steps)")
     if optim.grad_clip == 0:
         advice.append("--optim.grad_clip 1")
-    if not config.model.attention.qk_norm:
+    if isinstance(config.model.attention, SoftmaxAttention) and not config.model.attention.qk_norm:
         advice.append("--model.attention.qk_norm true")
     if config.train.precision in ("fp16",):
         advice.append("--train.precision bf16 or fp32")

@@ -28,7 +28,7 @@ from bonsaigpt.torch_engine.attention import Attention, attend, shares
 from bonsaigpt.torch_engine.elementwise import rotate
 from bonsaigpt.torch_engine.kv.scores import Seen, kept, scorer
 from bonsaigpt.torch_engine.kv.store import Store
-from bonsaigpt.torch_engine.rope import rotation_table
+from bonsaigpt.torch_engine.rope import rotation, temperature
 
 __all__ = ["PolicyCache", "bits_of"]
 
@@ -111,10 +111,14 @@ class _Turning:
         sign = torch.where(sign == 0, 1, sign)  # sin 0 is 0 either way
         return rotate(x, cos[at], sin[at] * sign, neighbours=self._position.pairs == "neighbours")
 
+    def move(self, x: Tensor, by: Tensor) -> Tensor:
+        """Turn on by so many positions what ``turn`` has turned already, whose temperature it has."""
+        return self.turn(x, by) / temperature(self._position)
+
     def _upto(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._table is None or len(self._table[0]) < count:
             size = max(count, self._config.block_size, 0 if self._table is None else 2 * len(self._table[0]))
-            cos, sin = rotation_table(size, self._config.head_width, self._position.theta)
+            cos, sin = rotation(self._position, self._config.head_width, torch.arange(size))
             self._table = cos.to(device), sin.to(device)
         return self._table
 
@@ -210,7 +214,10 @@ class _Layer:
             return None
         if hold.keys == "unrotated":
             return self._turned(k_BGSK, here_BGS), v_BGSK
-        return (self._turned(k_BGSK, here_BGS - old_BGS) if slots else k_BGSK), v_BGSK
+        if slots:
+            assert self._turning is not None  # other positions have no slots
+            k_BGSK = self._turning.move(k_BGSK, here_BGS - old_BGS)
+        return k_BGSK, v_BGSK
 
     def _mask(self, old_BGS: Tensor, new_T: Tensor) -> Tensor:
         """True where a query may look, (1, 1, T, S + T): everything held, and its own and earlier tokens of the chunk;

@@ -16,6 +16,8 @@ extern "C" {
 struct Layer {
     Matrix c_attn, attn_proj, c_gate, c_fc, mlp_proj;
     const float *ln_1, *ln_1_bias, *ln_2, *ln_2_bias;
+    const float* sinks;  // a score for each head, or null
+    int64_t window;      // tokens that a query sees, itself included, or 0: all
 };
 
 struct Model {
@@ -244,39 +246,44 @@ class Decoder {
     // One token's group of query heads with the key/value head that they share.
     void attend(int64_t layer, int64_t token, int64_t group, float* scores) {
         int64_t width = m_.head_width, shared = m_.heads / m_.kv_heads, seen = positions_[token] + 1;
+        int64_t window = layers_[layer].window, first = window ? std::max<int64_t>(0, seen - window) : 0;
+        const float* sinks = layers_[layer].sinks;
         const float *keys = m_.keys + place(layer, token, group), *values = m_.values + place(layer, token, group);
         for (int64_t h = group * shared; h < (group + 1) * shared; h++) {
             const float* query = &qkv_[token * qkv_width_ + h * width];
-            float inverse = 1.0f / softmax(query, keys, seen, scores);
+            float inverse = 1.0f / softmax(query, keys, first, seen, sinks ? sinks + h : nullptr, scores);
             float* out = &mixed_[token * mixed_width_ + h * width];
             int64_t k = 0;
-            for (; k + 4 * LANES <= width; k += 4 * LANES) mix<4>(scores, values + k, seen, inverse, out + k);
-            for (; k + LANES <= width; k += LANES) mix<1>(scores, values + k, seen, inverse, out + k);
+            for (; k + 4 * LANES <= width; k += 4 * LANES) mix<4>(scores, values + k, first, seen, inverse, out + k);
+            for (; k + LANES <= width; k += LANES) mix<1>(scores, values + k, first, seen, inverse, out + k);
             for (; k < width; k++) {
                 float total = 0;
-                for (int64_t s = 0; s < seen; s++) total += scores[s] * values[s * width + k];
+                for (int64_t s = first; s < seen; s++) total += scores[s] * values[s * width + k];
                 out[k] = total * inverse;
             }
         }
     }
 
-    // e^(score - largest) of each slot, 0 beyond those seen; their sum.
-    float softmax(const float* query, const float* keys, int64_t seen, float* scores) const {
-        int64_t s = 0;
+    // e^(score - largest) of each slot, 0 beside those seen; their sum, in which a sink takes part.
+    float softmax(const float* query, const float* keys, int64_t first, int64_t seen, const float* sink,
+                  float* scores) const {
+        int64_t begin = first / LANES * LANES, s = begin;
         for (; s + 4 * LANES <= seen; s += 4 * LANES) score<4>(query, keys, s, scores);
         for (; s < seen; s += LANES) score<1>(query, keys, s, scores);
+        for (int64_t t = begin; t < first; t++) scores[t] = -INFINITY;
         for (int64_t t = seen; t < s; t++) scores[t] = -INFINITY;
-        Vec top = load(scores);
-        for (int64_t t = LANES; t < s; t += LANES) top = max(top, load(scores + t));
-        float largest = most(top);
+        Vec top = load(scores + begin);
+        for (int64_t t = begin + LANES; t < s; t += LANES) top = max(top, load(scores + t));
+        float largest = sink ? std::max(most(top), *sink) : most(top);
         Vec total = {};
-        for (int64_t t = 0; t < s; t += LANES) {
+        for (int64_t t = begin; t < s; t += LANES) {
             Vec score = load(scores + t) - largest;
             store(scores + t, each([&](int p) { return exp(score.part[p]); }));
-            for (int64_t beyond = std::max(seen, t); beyond < t + LANES; beyond++) scores[beyond] = 0;  // exp is above 0
+            for (int64_t before = t; before < std::min(first, t + LANES); before++) scores[before] = 0;  // exp is above 0
+            for (int64_t beyond = std::max(seen, t); beyond < t + LANES; beyond++) scores[beyond] = 0;
             total += load(scores + t);
         }
-        return sum(total);
+        return sum(total) + (sink ? std::exp(*sink - largest) : 0.0f);
     }
 
     template <int PANELS>
@@ -291,9 +298,9 @@ class Decoder {
     }
 
     template <int COUNT>
-    void mix(const float* scores, const float* values, int64_t seen, float inverse, float* out) const {
+    void mix(const float* scores, const float* values, int64_t first, int64_t seen, float inverse, float* out) const {
         Vec sums[COUNT] = {};
-        for (int64_t s = 0; s < seen; s++)
+        for (int64_t s = first; s < seen; s++)
             for (int p = 0; p < COUNT; p++) sums[p] += load(values + s * m_.head_width + p * LANES) * scores[s];
         for (int p = 0; p < COUNT; p++) store(out + p * LANES, sums[p] * inverse);
     }

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from bonsaigpt.config import GeluMLP, ModelConfig, RopePosition
+from bonsaigpt.config import GeluMLP, ModelConfig, RopePosition, SoftmaxAttention
 from bonsaigpt.errors import GenerateError
+from bonsaigpt.torch_engine.attention import Attention
 from bonsaigpt.torch_engine.eager import check_row
 from bonsaigpt.torch_engine.model import GPT, Block
+from bonsaigpt.torch_engine.native.building import Missing
 from bonsaigpt.torch_engine.native.library import MLPS, ROPES, Layer, Model, library
-from bonsaigpt.torch_engine.native.packing import LANES, Packed
+from bonsaigpt.torch_engine.native.packing import LANES, Packed, what_is_not_computed
 from bonsaigpt.torch_engine.rounding import Weights
 from bonsaigpt.torch_engine.structured import dense
 
@@ -33,12 +35,14 @@ class NativeDecoder:
     it must not change as long as this is used.
 
     Raises:
-        Missing: the library cannot be built here.
+        Missing: the library cannot be built here, or does not compute this variant.
     """
 
     @torch.no_grad()
     def __init__(self, model: GPT, *, rows: int, weights: Weights = "fp32", threads: int = 1) -> None:
         config = model.config
+        if (unknown := what_is_not_computed(config)) is not None:
+            raise Missing(unknown)
         self._library = library()
         self._most = int(self._library.bonsai_most_tokens())
         self.rows, self.block_size, self.vocabulary = rows, config.block_size, config.vocabulary
@@ -162,6 +166,7 @@ def _too_long(row: int, needed: int, slots: int) -> GenerateError:
 
 def _structure(model: GPT, packed: Packed) -> Model:
     config, transformer = model.config, model.transformer
+    assert isinstance(config.attention, SoftmaxAttention)
     layers = (Layer * config.n_layer)(*(_layer(block, packed) for block in transformer.h))  # the C++ makes a copy
     rope = isinstance(config.position, RopePosition)
     return Model(
@@ -193,6 +198,7 @@ def _structure(model: GPT, packed: Packed) -> Model:
 
 def _layer(block: nn.Module, packed: Packed) -> Layer:
     assert isinstance(block, Block)
+    assert isinstance(block.attn, Attention)
     return Layer(
         packed.linear(block.attn.c_attn),
         packed.linear(block.attn.c_proj),
@@ -200,6 +206,8 @@ def _layer(block: nn.Module, packed: Packed) -> Layer:
         packed.linear(block.mlp.c_fc),
         packed.linear(block.mlp.c_proj),
         *(packed.pointer(norm) for n in (block.ln_1, block.ln_2) for norm in (n.weight, n.bias)),
+        packed.pointer(block.attn.sinks),
+        block.attn.window or 0,
     )
 
 

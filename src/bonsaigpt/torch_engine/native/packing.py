@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bonsaigpt.config import ModelConfig, SoftmaxAttention
 from bonsaigpt.spec import parameters
 from bonsaigpt.torch_engine.attention import Attention
 from bonsaigpt.torch_engine.linear import Linear, Norm
@@ -16,7 +17,7 @@ from bonsaigpt.torch_engine.native.library import Matrix
 from bonsaigpt.torch_engine.rounding import Weights, quantize_int8
 from bonsaigpt.torch_engine.structured import FactoredWeight, dense
 
-__all__ = ["LANES", "Packed", "what_is_not_dense"]
+__all__ = ["LANES", "Packed", "what_is_not_computed", "what_is_not_dense"]
 
 LANES = 16
 """Outputs of a panel; decode.cpp's own number."""
@@ -86,6 +87,15 @@ class Packed:
 
 def _aligned(size: int) -> int:
     return -(-size // _LINE) * _LINE
+
+
+def what_is_not_computed(config: ModelConfig) -> str | None:
+    """In words which variant of the model decode.cpp does not know, or None."""
+    if not isinstance(config.attention, SoftmaxAttention):
+        return f"the C++ does not compute model.attention.kind = {config.attention.kind}"
+    if config.attention.share_kv > 1:
+        return "the C++ does not compute model.attention.share_kv"
+    return None
 
 
 def what_is_not_dense(model: nn.Module) -> str | None:

@@ -1,0 +1,108 @@
+"""A longer context for a trained model: new angles or interpolated positions, and a few steps at the new length.
+
+Rotary positions go on as they are, or are scaled by position interpolation (Chen et al. 2023), a larger base (NTK), or
+YaRN (Peng et al. 2023). Learned positions are interpolated along their rows, and the optimizer's moments with them, so
+that the optimizer goes on as well. The work of a step stays: as many times fewer rows as they are longer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from bonsaigpt.checkpoint import Arrays
+from bonsaigpt.config import ModelConfig, RopePosition, RunConfig, derive, validate
+from bonsaigpt.errors import ConfigError
+from bonsaigpt.structure import structures
+
+__all__ = ["RopeKind", "stretched_arrays", "stretched_config", "stretched_model"]
+
+RopeKind = Literal["linear", "ntk", "yarn"]
+_LEARNED = "transformer.wpe.weight"
+
+
+def stretched_model(model: ModelConfig, block_size: int, rope: RopeKind | None = None) -> ModelConfig:
+    """The model at a longer context.
+
+    Args:
+        rope: how rotary positions are scaled; none: as they are scaled now, or not at all.
+
+    Raises:
+        ConfigError: it is no longer than before; or there is nothing to scale; or the model knows the position in a way
+            that cannot be stretched.
+    """
+    if block_size <= model.block_size:
+        raise ConfigError(
+            f"the model reads {model.block_size} tokens already: give a longer --block-size than {model.block_size}"
+        )
+    position = model.position
+    if isinstance(position, RopePosition):
+        scaling = position.scaling
+        before = 1.0 if scaling.kind == "none" else scaling.factor
+        kind = rope or scaling.kind
+        changes: dict[str, Any] = {"kind": kind}
+        if kind != "none":
+            changes["factor"] = before * block_size / model.block_size
+        if kind == "yarn":
+            kept = scaling.model_dump(include={"original", "fast", "slow"}) if scaling.kind == "yarn" else {}
+            changes |= {"original": round(model.block_size / before)} | kept
+        return _with(model, block_size, {"position": position.model_dump() | {"scaling": changes}})
+    if rope is not None:
+        raise ConfigError(
+            f"--rope scales rotary positions, and model.position.kind is '{position.kind}' here: leave it out"
+        )
+    if position.kind == "learned" and structures(model)[_LEARNED].factored:
+        raise ConfigError(f"{_LEARNED} is made of factors, whose rows cannot be interpolated: merge it first")
+    return _with(model, block_size, {})
+
+
+def _with(model: ModelConfig, block_size: int, changes: dict[str, Any]) -> ModelConfig:
+    data = model.model_dump(exclude_none=True, exclude={"preset"}) | {"block_size": block_size} | changes
+    return validate({"model": data}, origin="the stretched model").model
+
+
+def stretched_config(
+    config: RunConfig, block_size: int, *, rope: RopeKind | None = None, steps: int = 100, share: float = 0.5
+) -> RunConfig:
+    """The run that goes on from a run's weights at a longer context, for so many steps.
+
+    The tokens of a step stay as they were, but for the remainder. The learning rates begin at ``share`` of the run's
+    peaks, without warmup, since the optimizer's moments are kept, and fall along a straight line to a tenth of that.
+    What the engine decides is left open again.
+    """
+    model = stretched_model(config.model, block_size, rope)
+    optim = config.optim.model_dump(exclude_none=True) | {
+        "lr": config.optim.lr * share,
+        "schedule": {"kind": "linear", "warmup": 0, "final": 0.1},
+    }
+    if config.optim.matrices.kind == "muon":
+        optim["matrices"] = optim["matrices"] | {"lr": config.optim.matrices.lr * share}
+    train = {
+        "steps": steps,
+        "batch_size": max(1, config.train.batch_size * config.model.block_size // block_size),
+        "batch_ramp": {"kind": "none"},
+        "context_ramp": {"kind": "none"},
+        "micro_batch": 0,
+        "workers": 0,
+        "compile": "auto",
+        "attention_kernel": "auto",
+        "eval_interval": min(config.train.eval_interval, max(1, steps // 4)),
+    }
+    return derive(config, model=model.model_dump(exclude_none=True), optim=optim, train=train)
+
+
+def stretched_arrays(arrays: Arrays, old: ModelConfig, new: ModelConfig) -> Arrays:
+    """Weights, or an optimizer's state, for the longer context: row p of the learned positions lies at row p / factor
+    of the old ones, between two of them; beyond the last it is the last. All else stays."""
+    if old.position.kind != "learned":
+        return arrays
+    places = np.minimum(np.arange(new.block_size) * (old.block_size / new.block_size), old.block_size - 1)
+    below = places.astype(np.int64)
+    above, part = np.minimum(below + 1, old.block_size - 1), (places - below)[:, None].astype(np.float32)
+    return {
+        name: (value[below] * (1 - part) + value[above] * part).astype(value.dtype)
+        if name.endswith(_LEARNED)
+        else value
+        for name, value in arrays.items()
+    }
