@@ -89,7 +89,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     assert frontier(cells, lambda c: -c.stored) == [False, True, True]
 
 
-def test_the_verdict_says_what_is_certain(tmp_path: Path) -> None:
+def test_the_verdict_says_what_is_beyond_chance(tmp_path: Path) -> None:
     best = cell("kronecker", (1.0, 1.20), (1.0, 1.21), (1.0, 1.19))
     worse = cell("lowrank", (1.1, 1.30), (1.1, 1.312), (1.1, 1.291))
     alike = cell("narrow", (1.1, 1.10), (1.1, 1.41), (1.1, 1.19))
@@ -98,8 +98,8 @@ def test_the_verdict_says_what_is_certain(tmp_path: Path) -> None:
         dense=cell("dense", (1.0, 1.1), share=1.0, stored=90), cells=[best, worse, alike],
     )  # fmt: skip
     assert "At 50%, before healing: kronecker, +0.1000 ±" in study.verdict
-    assert study.verdict.count("(certain)") == 1
-    assert study.verdict.count("(not certain)") == 1
+    assert study.verdict.count("(beyond chance)") == 1
+    assert study.verdict.count("(within chance)") == 1
     header, rows = compress_table(study)
     assert [row[header.index("")] for row in rows] == ["", "*", "", ""]
     page, image, table = write_compress(study, tmp_path)

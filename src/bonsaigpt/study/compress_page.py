@@ -53,20 +53,20 @@ class CompressStudy:
                 continue
             more = against(other, best)
             if more.margin is None:
-                certain = "one seed, which says nothing of chance"
+                said = "one seed, which says nothing of chance"
             elif more.is_significant:
-                certain = "certain" if more.mean > 0 else "so the choice by the first half was wrong"
+                said = "beyond chance" if more.mean > 0 else "so the choice by the first half was wrong"
             else:
-                certain = "not certain"
-            words.append(f"{other.kind} is {more.text('+.4f')} to that ({certain}).")
+                said = "within chance"
+            words.append(f"{other.kind} is {more.text('+.4f')} to that ({said}).")
         return " ".join(words)
 
 
 def compress_table(study: CompressStudy) -> tuple[list[str], list[list[str]]]:
     """Header and rows, the teacher first; a star marks the choice by the first half of the validation split."""
-    header = ["structure", "share", "healing", "values", "tokens/s", "added nats", "to the choice", "p", "", "becomes"]
+    header = ["structure", "share", "healing", "values", "tokens/s", "added nats", "to the choice", "", "becomes"]
     dense = study.dense
-    rows = [[dense.kind, "100%", "", f"{dense.stored:,}", f"{dense.speed:,.0f}", "", "", "", "", ""]]
+    rows = [[dense.kind, "100%", "", f"{dense.stored:,}", f"{dense.speed:,.0f}", "", "", "", ""]]
     for cell in study.cells:
         best = best_of(study.group(cell))
         more = against(cell, best)
@@ -79,7 +79,6 @@ def compress_table(study: CompressStudy) -> tuple[list[str], list[list[str]]]:
                 f"{cell.speed:,.0f}",
                 cell.cost.text("+.4f"),
                 "" if cell is best else more.text("+.4f"),
-                "" if cell is best or more.p is None else f"{more.p:.3f}",
                 "*" if cell is best else "",
                 cell.becomes,
             ]
@@ -118,9 +117,9 @@ def _protocol(study: CompressStudy) -> str:
         f"calibration and healing, the same for all structures. Healed with {study.healed}. Added nats are on the "
         "second half of the validation split, the choice of a structure (star) is by the first; nothing else is "
         "chosen, every figure is of the model that the last step left. ±: half of the 95 % interval over the seeds "
-        "(Student's t); differences are paired by seed. Values are counted once where they are "
-        "used twice; a value has 4 bytes. Tokens a second: one row, decoded greedily; a weight whose factors would "
-        "take longer is merged for that."
+        "(Student's t); beyond chance: it leaves 0 out; differences are paired by seed. Values are counted once "
+        "where they are used twice; a value has 4 bytes. Tokens a second: one row, decoded greedily; a weight "
+        "whose factors would take longer is merged for that."
     )
 
 
@@ -172,6 +171,7 @@ def _draw(study: CompressStudy) -> Figure:
                     linestyle="",
                     markersize=6,
                 )
+            axes.set_yscale("symlog", linthresh=0.01)
             axes.axhline(0, color="#aaa", linewidth=0.8)
             axes.axvline(place(study.dense), color="#aaa", linewidth=0.8, linestyle=":")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -186,6 +186,7 @@ def _draw(study: CompressStudy) -> Figure:
         for number, count in enumerate(steps):
             words = f"{named(count, 'step')} of healing" if count else "before healing"
             speeds.plot([], [], color="#888", marker="os^Dv"[number % 5], linestyle="", label=words)
-        speeds.legend(frameon=False, fontsize=8)
+        handles, labels = speeds.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
         figure.suptitle(study.label, x=0.01, ha="left")
     return figure
