@@ -1,111 +1,196 @@
-"""What `bonsai compress` costs: the plan, its blocks in sequence, and what training afterwards gives back.
+"""What training gives back of what compression cost: Kronecker plans against their rivals, all healed alike.
 
-Teachers are those of ``compress_oneshot.py``. Of every teacher and share there is a plan for each way to allocate,
-carried out block by block; then the first of them is healed for so many steps, from the text alone and from the
-teacher's logits too. Losses are over the whole validation split.
+Teachers are those of ``compress_oneshot.py``. Every arm stores the same share of each MLP (the last one is a smaller
+MLP that knows nothing of the teacher's weights), and learns for so many steps from the same batches and the teacher's
+logits. Losses are over the whole validation split; nothing is chosen by it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import Ledger, finish, guarded, machine, parser, positive, progress, show
-from compress_oneshot import teacher_of
+from compress_oneshot import Shape, kronecker, low_rank, teacher_of
 
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory
-from bonsaigpt.compress.pricing import AUTO, choose, price
+from bonsaigpt.compress.plan import Init, Plan
 from bonsaigpt.compress.replace import Compressed, replace_blocks
 from bonsaigpt.compress.run import healing_config
-from bonsaigpt.compress.subject import Subject
-from bonsaigpt.config import RunConfig, derive
+from bonsaigpt.compress.subject import Advance, Subject, silent
+from bonsaigpt.config import KroneckerStructure, LowRankStructure, ModelConfig, StructureConfig, derive
 from bonsaigpt.engines import load_engine
+from bonsaigpt.spec import parameter_count
+from bonsaigpt.structure import Kronecker, LowRank, Structure
+from bonsaigpt.study.statistics import estimate
 from bonsaigpt.train import start_state
 from bonsaigpt.train.schedule import schedule_share
 
-WAYS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "Kronecker, even": (("kronecker",), True),
-    "Kronecker, measured": (("kronecker",), False),
-    "any of three, measured": (AUTO, False),
+PERMUTED = 0.35
+"""Share of the values up to which `bonsai compress` brings like hidden units together."""
+
+
+def vector_factor(out: int, into: int, share: float) -> Structure:
+    """One term whose smaller factor is a vector, 512x32 (x) 1x4 at 25 %: the shape of 1536x32 (x) 1x12."""
+    each = round(1 / share)
+    a_shape = (out, into // each) if out >= into else (out // each, into)
+    return Kronecker(out, into, a_shape, 1, False)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A shape for every weight, and where its values come from."""
+
+    shape: Shape
+    init: Init = "activations"
+    permute: bool = False
+
+
+OURS = "Kronecker 32x8 (x) 16x16, in sequence"
+SCRATCH = "narrow, from scratch"
+ARMS: dict[str, Arm] = {
+    OURS: Arm(kronecker(32, 8), permute=True),
+    "whitened SVD, in sequence": Arm(low_rank),
+    "Van Loan 32x8 (x) 16x16": Arm(kronecker(32, 8), init="weight"),
+    "vector factor, in sequence": Arm(vector_factor),
 }
-"""Kinds of structure, and whether every weight keeps the same share."""
+
+
+class Unscored(Subject):
+    """No block is taken back here, so none is scored."""
+
+    def validate(self, model: Any, advance: Advance = silent) -> float:
+        """Within any limit."""
+        return 0.0
 
 
 def main() -> None:
-    """Plan, replace, heal, and print."""
+    """Compress, heal, and print."""
     arguments = _arguments()
-    ways = [way for way in WAYS if not arguments.only or any(words in way for words in arguments.only)]
+    arms = [arm for arm in [*ARMS, SCRATCH] if not arguments.only or any(words in arm for words in arguments.only)]
     ledger = Ledger(arguments.done)
-    jobs = [(s, share, way) for s in range(arguments.seeds) for share in arguments.share for way in ways]
+    jobs = list(_jobs(arguments, arms))
     engine = load_engine("torch", device="cpu", threads=arguments.threads, workers=1)
-    with progress("compressions", len(jobs)) as advance:
-        for done, (seed, share, way) in enumerate(jobs):
-            settings = {"way": way, "share": share, "seed": seed, "steps": arguments.steps, "heal": arguments.heal}
+    with progress("runs", len(jobs)) as advance:
+        for done, settings in enumerate(jobs):
             if ledger.find(settings) is None:
-                config, values, source = teacher_of(arguments, engine, 1337 + seed)
-                subject = Subject(engine, config.model, values, source)
-                kinds, even = WAYS[way]
-                offers = price(subject, kinds, ["*.mlp.*"], share)
-                dense = sum(offer.dense.stored for offer in offers)
-                plan, chosen = choose(offers, budget=int(share * dense), even=even)
-                compressed = replace_blocks(subject, plan)
-                found: dict[str, Any] = {
-                    "dense": compressed.dense_loss,
-                    "compressed": compressed.loss,
-                    "predicted": sum(option.loss for option in chosen.values()),
-                }
-                if way == ways[0]:
-                    found |= _healed(arguments, subject, config, compressed)
-                ledger.add(f"{way}, {share}, seed {seed}", settings, found)
-            advance(done + 1, f"{way}, {share}, seed {seed}: {ledger.find(settings)}")
-    _print(ledger, arguments, ways)
+                found = _measured(arguments, engine, settings)
+                ledger.add(" ".join(str(value) for value in settings.values()), settings, found)
+            advance(done + 1, f"{settings}: {ledger.find(settings)}")
+    _print(ledger, arguments, arms)
 
 
-def _healed(arguments: Any, subject: Subject, config: RunConfig, compressed: Compressed) -> dict[str, float]:
+def _jobs(arguments: Any, arms: list[str]) -> Iterator[dict[str, Any]]:
+    for share in arguments.share:
+        for seed in range(arguments.seeds):
+            yield _settings(arguments, "dense", 1.0, seed, 0)
+            for arm in arms:
+                for heal in arguments.heal:
+                    yield _settings(arguments, arm, share, seed, heal)
+
+
+def _settings(arguments: Any, arm: str, share: float, seed: int, heal: int) -> dict[str, Any]:
+    """All that a loss depends on, but the code."""
+    return {
+        "arm": arm,
+        "share": share,
+        "seed": seed,
+        "steps": arguments.steps,
+        "heal": heal,
+        "calibrate": arguments.calibrate,
+    }
+
+
+def _measured(arguments: Any, engine: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    config, values, source = teacher_of(arguments, engine, 1337 + settings["seed"])
+    subject = Subject(engine, config.model, values, source, arguments.calibrate)
+    if settings["arm"] == "dense":
+        return {"loss": subject.validate(subject.model), "stored": parameter_count(config.model)}
     place = arguments.cache / f"teacher-run-{arguments.steps}-{config.seed}"
     if not place.exists():
-        start = Checkpoint(model=subject.values, optimizer={}, state=start_state(subject.source))
-        RunDirectory.create(place, config, subject.source.tokenizer, {}, start=start)
-    found: dict[str, float] = {}
-    for steps in arguments.heal:
-        for name, teacher in (("plain", None), ("distilled", f"{place}@0")):
-            decided = {"workers": 1, "micro_batch": 12, "compile": "off", "attention_kernel": "sdpa"}
-            settings = derive(healing_config(config, compressed, steps=steps, teacher=teacher), train=decided)
-            state = subject.engine.init(settings, compressed.values)
-            for step in range(steps):
-                share, batch = schedule_share(settings, step), subject.source.batch_at(step)
-                subject.engine.step(state, batch, config=settings, share=share, step=step)
-            found[f"{name}, {steps} steps"] = subject.validate(subject.engine.model_of(state))
-    return found
+        start = Checkpoint(model=values, optimizer={}, state=start_state(source))
+        RunDirectory.create(place, config, source.tokenizer, {}, start=start)
+    steps, teacher = settings["heal"], f"{place}@0"
+    if settings["arm"] == SCRATCH:
+        hidden = int(settings["share"] * config.model.hidden_of(0))
+        learning = {
+            "schedule": {"kind": "linear", "warmup": steps // 20},
+            "distill": {"kind": "logits", "teacher": teacher},
+        }
+        model = {"structure": {"*.mlp": {"kind": "narrow", "hidden": hidden}}}
+        healing, start_values = derive(config, model=model, optim=learning, train={"steps": steps}), None
+    else:
+        compressed = _compressed(subject, ARMS[settings["arm"]], settings["share"])
+        healing, start_values = healing_config(config, compressed, steps=steps, teacher=teacher), compressed.values
+    decided = {"workers": 1, "micro_batch": 12, "compile": "off", "attention_kernel": "sdpa"}
+    healing = derive(healing, train=decided)
+    state = engine.init(healing, start_values)
+    for step in range(steps):
+        share, batch = schedule_share(healing, step), source.batch_at(step)
+        engine.step(state, batch, config=healing, share=share, step=step)
+    return {"loss": subject.validate(engine.model_of(state)), "stored": parameter_count(healing.model)}
 
 
-def _print(ledger: Ledger, arguments: Any, ways: list[str]) -> None:
+def _compressed(subject: Subject, arm: Arm, share: float) -> Compressed:
+    structure: dict[str, StructureConfig] = {}
+    for name, (out, into) in _mlps(subject.config).items():
+        match arm.shape(out, into, share):
+            case Kronecker() as made:
+                structure[name] = KroneckerStructure(a_shape=made.a_shape, terms=made.count)
+            case LowRank() as made:
+                structure[name] = LowRankStructure(rank=made.inner)
+            case _:
+                raise AssertionError
+    plan = Plan(structure, arm.init, permute=arm.permute and share <= PERMUTED)
+    return replace_blocks(
+        Unscored(subject.engine, subject.config, subject.values, subject.source, subject.tokens), plan
+    )
+
+
+def _mlps(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in config.weight_shapes.items() if ".mlp." in name}
+
+
+def _print(ledger: Ledger, arguments: Any, arms: list[str]) -> None:
     rows, figures = [], {}
+    seeds = range(arguments.seeds)
+
+    def losses(arm: str, share: float, heal: int) -> np.ndarray:
+        return np.array([ledger.find(_settings(arguments, arm, share, seed, heal))["loss"] for seed in seeds])
+
+    dense = losses("dense", 1.0, 0)
     for share in arguments.share:
-        for way in ways:
-            fixed = {"way": way, "share": share, "steps": arguments.steps, "heal": arguments.heal}
-            runs = [ledger.find(fixed | {"seed": seed}) for seed in range(arguments.seeds)]
-            dense = np.array([run["dense"] for run in runs])
-            for name in (name for name in runs[0] if name not in ("dense", "predicted")):
-                cost = np.array([run[name] for run in runs]) - dense
-                label = f"{share:.0%} {way}, {name}"
-                figures[label] = cost.round(4).tolist()
-                rows.append((label, f"{cost.mean():+.3f} ({cost.min():+.3f} to {cost.max():+.3f})"))
+        for heal in arguments.heal:
+            for arm in arms:
+                cost = losses(arm, share, heal) - dense
+                stored = ledger.find(_settings(arguments, arm, share, 0, heal))["stored"]
+                row = [f"{share:.0%} {arm}, {heal} steps", f"{stored:,}"]
+                row.append(f"{cost.mean():+.4f} ({cost.min():+.4f} to {cost.max():+.4f})")
+                figures[row[0]] = {"costs": cost.round(4).tolist(), "stored": stored}
+                if OURS in arms and arm != OURS:
+                    more = losses(arm, share, heal) - losses(OURS, share, heal)
+                    spread = estimate(more.tolist())
+                    row.append(f"{spread.text('+.4f')}, {(more > 0).sum()} of {len(more)}")
+                rows.append((*row, *[""] * (4 - len(row))))
     title = f"{machine(arguments.threads)}\nAll MLP matrices, {arguments.seeds} teachers of {arguments.steps} steps"
-    show(title, ["share, plan, stage", "against dense, nats, mean (range)"], rows)
-    finish({"benchmark": "compress_heal", "seeds": arguments.seeds, "costs": figures})
+    heads = ["share, arm, healing", "stored", "against dense, mean (range)", "against ours, mean (95 %), worse in"]
+    show(title, heads, rows)
+    finish({"benchmark": "compress_heal", "seeds": arguments.seeds, "arms": figures})
 
 
 def _arguments() -> Any:
-    flags = parser(__doc__ or "", "python benchmarks/compress_heal.py --text tinyshakespeare.txt --seeds 2")
+    flags = parser(__doc__ or "", "python benchmarks/compress_heal.py --text tinyshakespeare.txt --seeds 3")
     flags.add_argument("--text", type=Path, default=Path("tinyshakespeare.txt"), help="Tiny Shakespeare (a path)")
     flags.add_argument("--steps", type=positive, default=1000, help="of each teacher (default: 1000)")
-    flags.add_argument("--seeds", type=positive, default=2, help="teachers (default: 2)")
-    flags.add_argument("--share", type=float, nargs="+", default=[0.5, 0.25], help="of the parameters of all matrices")
-    flags.add_argument("--heal", type=positive, nargs="*", default=[200, 500], help="steps of healing")
+    flags.add_argument("--seeds", type=positive, default=3, help="teachers (default: 3)")
+    flags.add_argument("--share", type=float, nargs="+", default=[0.5, 0.25], help="1/2, 1/4, ... of each MLP's values")
+    flags.add_argument("--heal", type=positive, nargs="+", default=[200], help="steps of healing (default: 200)")
+    flags.add_argument("--calibrate", type=positive, default=65_536, help="tokens to calibrate on (default: 65536)")
     flags.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
-    flags.add_argument("--only", nargs="*", default=[], metavar="WORDS", help="ways whose name has one of these")
+    flags.add_argument("--only", nargs="*", default=[], metavar="WORDS", help="arms whose name has one of these")
     flags.add_argument("--cache", type=Path, default=Path("."), help="where teachers and token shards are kept")
     flags.add_argument("--done", type=Path, default=Path("compress_heal.jsonl"), help="finished runs are kept here")
     return flags.parse_args()

@@ -13,7 +13,7 @@ from bonsaigpt.cli import VERBS, common
 from bonsaigpt.cli.common import Opened, Parser
 from bonsaigpt.config import RunConfig, derive, setting_names
 
-MODULES = [*(verb for verb in VERBS if verb != "study"), "study_batch", "study_lr"]
+MODULES = [*(verb for verb in VERBS if verb != "study"), "study_batch", "study_compress", "study_lr"]
 NOTHING = (
     *("--init", "--text", "--grid", "--submitit", "--target", "--block-size", "--preset"),
     *("--top-k", "--top-p", "--min-p", "--typical-p", "--logit-bias", "--pattern", "--json-schema"),

@@ -10,18 +10,20 @@ __all__ = ["run"]
 
 _STUDIES = {
     "batch": "many short sequences in a step, or few long ones: loss, time and memory of pairs with equal tokens",
+    "compress": "which structure a run should be stored in: loss, size and speed at equal values, healed or not",
     "kv": "what the key/value cache costs: bits held against loss of many policies, and a search within a budget",
     "lr": "the learning rate: short trainings at several multiples of the recipe's, and the flags to type",
 }
 
 _EXAMPLE = """  bonsai study batch shakespeare-char --seeds 3
   bonsai study lr shakespeare-char --seeds 3
-  bonsai study kv runs/shakespeare-char --max-loss 0.05"""
+  bonsai study kv runs/shakespeare-char --max-loss 0.05
+  bonsai study compress runs/shakespeare-char --seeds 5"""
 
 
 def run(argv: list[str]) -> int:
     """The verb: hands the rest of the line to ``bonsaigpt.cli.study_NAME``."""
-    listed = "\n".join(f"  {name:8}{what}" for name, what in _STUDIES.items())
+    listed = "\n".join(f"  {name:10}{what}" for name, what in _STUDIES.items())
     about = f"Experiments by name; `bonsai study NAME --help` tells all about one.\n\n{listed}"
     parser = Parser("study", about, _EXAMPLE)
     parser.add_argument("study", choices=list(_STUDIES), help="which experiment")

@@ -39,6 +39,8 @@ class Subject:
     source: BatchSource
     tokens: int = 65_536
     """Of the training split, to calibrate on."""
+    order: int = 1
+    """Which other order of the training split that is (``BatchSource.reordered``)."""
 
     @cached_property
     def model(self) -> Any:
@@ -74,7 +76,7 @@ class Subject:
         return evaluate(self.engine, model, self.source, advance=advance).loss
 
     def _batches(self, first: int, tokens: int) -> list[Batch]:
-        other, found, count = self.source.reordered(1), list[Batch](), 0
+        other, found, count = self.source.reordered(self.order), list[Batch](), 0
         while count < tokens:
             found.append(other.batch_at(first + len(found)))
             count += found[-1].tokens_BT.size
