@@ -20,7 +20,7 @@ from bonsaigpt.errors import DataError
 from bonsaigpt.kv import read_policy
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.torch_engine.decode import make_decoder
-from bonsaigpt.torch_engine.device import place
+from bonsaigpt.torch_engine.device import choose_placement
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.model import build
 
@@ -41,7 +41,7 @@ def main() -> None:
     config = validate({"model": model_settings | _SHAPES[arguments.shape]}, origin="shape").model
     engine = load_engine("torch", device="cpu", precision="fp32", threads=arguments.threads)
     model = build(config, seed=1)
-    placement = place("cpu", "fp32")
+    placement = choose_placement("cpu", "fp32", arguments.threads)
     decoders: dict[str, Any] = {_FULL: EagerDecoder(model, rows=1, placement=placement)}
     native = make_decoder(model, rows=1, placement=placement)
     if not isinstance(native, EagerDecoder):

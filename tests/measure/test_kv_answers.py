@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ class Lookup:
         self._past = tokens_BT if self._past.size == 0 else np.concatenate((self._past, tokens_BT), axis=1)
         logits = np.zeros((len(tokens_BT), 1, self._vocabulary), dtype=np.float32)
         for row, past in enumerate(self._past[:, -self._window :]):
-            beside = [v for k, v in zip(past, past[1:], strict=False) if k == past[-1]]
+            beside = [v for k, v in pairwise(past) if k == past[-1]]
             logits[row, 0, beside[0] if beside else -1] = 5.0
         return logits
 
