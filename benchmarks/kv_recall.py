@@ -69,7 +69,8 @@ def main() -> None:
         figures[words] = {"factor": round(answers[0].factor, 3), "exact": exact.tolist(), "lost": lost.tolist()}
         spread = f"{100 * lost.mean():.2f} ({100 * lost.min():.2f} to {100 * lost.max():.2f})"
         rows.append((words, f"{answers[0].factor:.2f}", f"{exact.mean():.2%}", spread, f"± {100 * margin:.2f}"))
-    title = f"{machine(arguments.threads)}\nRecipe recall, {arguments.seeds} seeds, {max(a[0].problems for a in found.values()):,} problems each"
+    problems = max(answers[0].problems for answers in found.values())
+    title = f"{machine(arguments.threads)}\nRecipe recall, {arguments.seeds} seeds, {problems:,} problems each"
     show(title, ["cache", "times fewer bits", "solved", "points lost, mean (seeds)", "95 % of a seed"], rows)
     finish({"benchmark": "kv_recall", "seeds": arguments.seeds, "policies": figures})
 
