@@ -19,6 +19,7 @@ from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv_answers import KVAnswers, score_answers
 
+_ALIKE = {"device": "cpu", "precision": "fp32", "compile": "off", "workers": 1, "attention_kernel": "sdpa"}
 # The four pairs are 8 tokens, 40 before the first query.
 POLICIES = [
     "full, int8",
@@ -47,21 +48,18 @@ def main() -> None:
     """Train or load the models, read the problems through every policy, and print."""
     arguments = _arguments()
     engine = load_engine("torch", device="cpu", precision="fp32", threads=arguments.threads)
+    policies = [read_policy(words).model_copy(update={"chunk": 1}) for words in arguments.policies]
     found: dict[str, list[KVAnswers]] = {words: [] for words in arguments.policies}
-    with progress("policies", arguments.seeds * len(found)) as advance:
-        done = 0
-        for seed in range(1337, 1337 + arguments.seeds):
-            train = {"device": "cpu", "precision": "fp32", "compile": "off", "workers": 1, "attention_kernel": "sdpa"}
-            config = recipes.load("recall", {"seed": seed, "train": train})
+    with progress("models", arguments.seeds) as advance:
+        for number in range(arguments.seeds):
+            config = recipes.load("recall", {"seed": 1337 + number, "train": _ALIKE})
             source = open_source(config, arguments.cache / "corpora")
-            file = arguments.cache / "teachers" / f"recall-{seed}.safetensors"
+            file = arguments.cache / "teachers" / f"recall-{config.seed}.safetensors"
             config, values, source = trained(config, source, engine, file)
             model = engine.model(config.model, values)
-            for words in found:
-                kv = read_policy(words).model_copy(update={"chunk": 1})
-                found[words].append(score_answers(engine, model, config.model, kv, source))
-                done += 1
-                advance(done, f"{words}, seed {seed}: {found[words][-1].exact:.2%}")
+            for words, one in zip(found, score_answers(engine, model, config.model, policies, source), strict=True):
+                found[words].append(one)
+            advance(number + 1, f"{found[arguments.policies[0]][-1].exact:.2%} with {arguments.policies[0]}")
     rows, figures = [], {}
     for words, answers in found.items():
         exact, lost = (np.array([getattr(one, name) for one in answers]) for name in ("exact", "exact_lost"))

@@ -44,28 +44,30 @@ class Lookup:
         return 8 * self._past[:, -self._window + 1 :].size
 
     def read(self, tokens_BT: np.ndarray) -> np.ndarray:
-        assert tokens_BT.shape[1] == 1
-        self._past = tokens_BT if self._past.size == 0 else np.concatenate((self._past, tokens_BT), axis=1)
-        logits = np.zeros((len(tokens_BT), 1, self._vocabulary), dtype=np.float32)
+        return np.stack([self._answer(tokens_B) for tokens_B in tokens_BT.T], axis=1)
+
+    def _answer(self, tokens_B: np.ndarray) -> np.ndarray:
+        new = tokens_B[:, None]
+        self._past = new if self._past.size == 0 else np.concatenate((self._past, new), axis=1)
+        logits = np.zeros((len(new), self._vocabulary), dtype=np.float32)
         for row, past in enumerate(self._past[:, -self._window :]):
             beside = [v for k, v in pairwise(past) if k == past[-1]]
-            logits[row, 0, beside[0] if beside else -1] = 5.0
+            logits[row, beside[0] if beside else -1] = 5.0
         return logits
 
 
 def read(source: Any, words: str) -> KVAnswers:
     config = derive(CONFIG, model={"vocab_size": source.tokenizer.vocab_size}).model
     engine: Any = SimpleNamespace(reader=lambda model, kv: Lookup(kv, model))
-    return score_answers(engine, config.vocabulary, config, read_policy(words), source)
+    [found] = score_answers(engine, config.vocabulary, config, [read_policy(words)], source)
+    return found
 
 
 def test_an_untrained_model_answers_through_full_as_it_does_without(source: Any, tmp_path: Path) -> None:
     config = derive(CONFIG, model={"vocab_size": source.tokenizer.vocab_size, "residual_init": "scaled"})
     model = ENGINE.model_of(ENGINE.init(config))
-    found, coarse = (
-        score_answers(ENGINE, model, config.model, read_policy(words), source)
-        for words in ("full, chunk=1", "full, sign, chunk=1")
-    )
+    policies = [read_policy(words) for words in ("full, chunk=1", "full, sign, chunk=1")]
+    found, coarse = score_answers(ENGINE, model, config.model, policies, source)
     whole = evaluate(ENGINE, model, source)
     assert found.exact == pytest.approx(whole.exact)
     assert found.loss == pytest.approx(whole.loss, abs=1e-5)

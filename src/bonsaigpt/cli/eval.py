@@ -102,7 +102,7 @@ def _answers_through_cache(
     arguments: argparse.Namespace, opened: Opened, engine: Engine, model: Any, source: BatchSource
 ) -> int:
     with progress_bar(Console(stderr=True)) as advance:
-        found = score_answers(engine, model, opened.config, arguments.kv, source, advance=advance)
+        [found] = score_answers(engine, model, opened.config, [arguments.kv], source, advance=advance)
     policy = write_policy(arguments.kv)
     if arguments.json:
         print(json.dumps({"model": opened.label, "kv": policy, **asdict(found)}))

@@ -6,14 +6,14 @@ as ``recall`` asks for single tokens of the past, and an answer is right or wron
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bonsaigpt.config import KVConfig, ModelConfig
-from bonsaigpt.data.batches import IGNORE, BatchSource
+from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.measure.kv import plain_bits, reading
 
@@ -45,51 +45,59 @@ def score_answers(
     engine: Engine,
     model: Any,
     config: ModelConfig,
-    kv: KVConfig,
+    policies: Sequence[KVConfig],
     source: BatchSource,
     *,
     advance: Callable[[str, int, int], None] | None = None,
-) -> KVAnswers:
-    """Read the validation problems of a task (``source.exact_match``) in chunks of ``kv.chunk`` tokens, those of the
-    answer too: they are given, whatever the model would have said."""
-    full = KVConfig.model_validate({"chunk": kv.chunk})
-    lost: list[np.ndarray] = []
+) -> list[KVAnswers]:
+    """Read the validation problems of a task (``source.exact_match``) through each policy, in chunks of its ``chunk``
+    tokens, those of the answer too: they are given, whatever the model would have said."""
+    batches = list(source.validation())
+    full = _read(engine, model, config, KVConfig(), batches)
+    found: list[KVAnswers] = []
+    for number, kv in enumerate(policies):
+        read = _read(engine, model, config, kv, batches)
+        lost_R = full.solved_R.astype(float) - read.solved_R
+        margin = 1.96 * lost_R.std(ddof=1) / np.sqrt(len(lost_R)) if len(lost_R) > 1 else 0.0
+        found.append(
+            KVAnswers(
+                exact=float(read.solved_R.mean()),
+                right=float(read.right_N.mean()),
+                exact_lost=float(lost_R.mean()),
+                margin=float(margin),
+                loss=float(read.losses_N.mean()),
+                bits=read.bits,
+                factor=plain_bits(config, batches[0].tokens_BT.shape[1]) / read.bits,
+                problems=len(lost_R),
+            )
+        )
+        if advance:
+            advance("policies", number + 1, len(policies))
+    return found
+
+
+@dataclass(frozen=True)
+class _Read:
+    solved_R: np.ndarray
+    right_N: np.ndarray
+    """Of each answer token."""
+    losses_N: np.ndarray
+    bits: float
+
+
+def _read(engine: Engine, model: Any, config: ModelConfig, kv: KVConfig, batches: Sequence[Batch]) -> _Read:
     solved: list[np.ndarray] = []
     right: list[np.ndarray] = []
     losses: list[np.ndarray] = []
-    bits = tokens = done = 0
-    for batch in source.validation():
-        targets_RT = batch.targets_BT
-        streams = np.concatenate((batch.tokens_BT, targets_RT[:, -1:]), axis=1).astype(np.int64)
-        asked_RT = targets_RT != IGNORE
-        plain_RT, _, _ = _right(engine, model, config, full, streams, kv.chunk)
-        right_RT, losses_RT, bits = _right(engine, model, config, kv, streams, kv.chunk)
-        plain_R, solved_R = ((one | ~asked_RT).all(1) for one in (plain_RT, right_RT))
-        lost.append(plain_R.astype(float) - solved_R)
-        solved.append(solved_R)
+    bits = 0.0
+    for batch in batches:
+        streams = np.concatenate((batch.tokens_BT, batch.targets_BT[:, -1:]), axis=1).astype(np.int64)
+        read = reading(engine, model, config, kv, streams, chunk=kv.chunk, keep_logits=True)
+        assert read.logits_RTV is not None
+        asked_RT = batch.targets_BT != IGNORE
+        right_RT = read.logits_RTV.argmax(-1) == batch.targets_BT
+        solved.append((right_RT | ~asked_RT).all(1))
         right.append(right_RT[asked_RT])
-        losses.append(losses_RT[asked_RT])
-        tokens, done = targets_RT.shape[1], done + int(asked_RT.sum())
-        if advance:
-            advance("answers", done, source.validation_count())
-    lost_R = np.concatenate(lost)
-    margin = 1.96 * lost_R.std(ddof=1) / np.sqrt(len(lost_R)) if len(lost_R) > 1 else 0.0
-    return KVAnswers(
-        exact=float(np.concatenate(solved).mean()),
-        right=float(np.concatenate(right).mean()),
-        exact_lost=float(lost_R.mean()),
-        margin=float(margin),
-        loss=float(np.concatenate(losses).mean()),
-        bits=bits,
-        factor=plain_bits(config, tokens) / bits,
-        problems=len(lost_R),
-    )
-
-
-def _right(
-    engine: Engine, model: Any, config: ModelConfig, kv: KVConfig, streams_RT1: np.ndarray, chunk: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Whether each token is the first choice, its loss, and the bits held for a row."""
-    read = reading(engine, model, config, kv, streams_RT1, chunk=chunk, keep_logits=True)
-    assert read.logits_RTV is not None
-    return read.logits_RTV.argmax(-1) == streams_RT1[:, 1:], read.losses_RT, read.bits
+        losses.append(read.losses_RT[asked_RT])
+        bits = read.bits
+    return _Read(np.concatenate(solved), np.concatenate(right), np.concatenate(losses), bits)
