@@ -19,7 +19,7 @@ from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.measure.kv import KVReading, plain_bits, read_windows, reading
 from bonsaigpt.randomness import generator
 
-__all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies"]
+__all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies", "slope"]
 
 _BLOCK = 256
 """Tokens that are drawn together in the bootstrap: neighbours are no independent measurements."""
@@ -148,7 +148,7 @@ class Bench:
         added_RT = (read.losses_RT - self._best.losses_RT)[:, self.first :]
         low, high = bootstrap(added_RT)
         kl_RT = read.kl_RT[:, self.first :]
-        slope, margin = _slope(added_RT)
+        drift, margin = slope(added_RT)
         block = self.config.block_size
         return KVPoint(
             policy=words,
@@ -162,7 +162,7 @@ class Bench:
             kl_99=float(np.quantile(kl_RT, 0.99)),
             agree=float(read.agree_RT[:, self.first :].mean()),
             by_position=self._curve(read.losses_RT),
-            slope=slope,
+            slope=drift,
             slope_margin=margin,
         )
 
@@ -222,7 +222,7 @@ def frontier(points: Sequence[KVPoint]) -> list[bool]:
     ]
 
 
-def _slope(added_RT: np.ndarray) -> tuple[float, float]:
+def slope(added_RT: np.ndarray) -> tuple[float, float]:
     """Least squares over positions 0 to 1 for each piece; the mean of the slopes and half of its interval."""
     x = np.linspace(-0.5, 0.5, added_RT.shape[1])
     slopes = added_RT @ x / (x @ x)
