@@ -24,6 +24,8 @@ __all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies",
 _BLOCK = 256
 """Tokens that are drawn together in the bootstrap: neighbours are no independent measurements."""
 _DRAWS = 2000
+_SMALL = ("int8", "int5", "int4(hadamard)", "int3(hadamard)", "x=int4(hadamard)")
+"""Formats that are tried with short windows."""
 
 Advance = Callable[[str, int, int], None]
 
@@ -77,7 +79,7 @@ def policies(config: ModelConfig) -> list[str]:
     found += [f"{whole}, {form}" for form in formats]
     group = max(2, eighth)
     found.append(f"{whole}, k=int2(axis=channel, group={group}, residual={group}), v=int2({fine}, residual={group})")
-    found += [f"{whole}, x={form}" for form in ("int8", "int4")]
+    found += [f"{whole}, x={form}" for form in ("int8", "int4", "int4(hadamard)")]
     for budget in (half, quarter):
         sinks, near = max(1, budget // 8), max(2, budget // 2)
         rest = budget - sinks - near
@@ -86,7 +88,7 @@ def policies(config: ModelConfig) -> list[str]:
             more = f", queries={min(8, near)}" if rule == "snapkv" else ""
             found.append(f"sinks({sinks})+window({near})+{rule}({rest}{more}), bf16")
     for window in (half, quarter, eighth):
-        found += [f"window({window}), {form}" for form in ("int8", "int5", "int4(hadamard)", "int3(hadamard)")]
+        found += [f"window({window}), {form}" for form in _SMALL]
     if config.position.kind == "rope":
         found += [f"sinks(4)+window({block - 4}), bf16, positions=slot", f"{whole}, bf16, positions=slot"]
     return list(dict.fromkeys(found))  # of a short block some are the same
