@@ -145,8 +145,14 @@ def teacher_of(arguments: Any, engine: Engine, seed: int) -> tuple[RunConfig, Ar
     }
     config = recipes.load("shakespeare-char-best", overrides)
     source = open_source(config, arguments.cache / "corpora")
-    config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
     file = arguments.cache / "teachers" / f"teacher-{arguments.steps}-{seed}.safetensors"
+    return trained(config, source, engine, file)
+
+
+def trained(config: RunConfig, source: Any, engine: Engine, file: Path) -> tuple[RunConfig, Arrays, Any]:
+    """The configuration with its vocabulary, the weights of ``file`` or, if there is none, of a training, and the
+    data."""
+    config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
     if not file.exists():
         state = engine.init(config)
         for step in range(config.train.steps):

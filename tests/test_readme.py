@@ -186,7 +186,7 @@ def test_the_commands_of_the_cache_run(workshop: Path, capsys: pytest.CaptureFix
     model = "--model.position.kind rope --model.block_size 16 --model.n_layer 1 --model.n_head 2 --model.n_embd 16"
     assert main(quick(shlex.split(f"train my-text --data.path my-texts --name mine {model}"))[:-4]) == 0
     found = commands((ROOT / "docs" / "kv.md").read_text(encoding="utf-8"))
-    assert [c[0] for c in found] == ["sample", "chat", "eval", "study"]
+    assert [c[0] for c in found] == ["sample", "chat", "eval", "study", "train", "eval"]
     for command in found:
         few = ["--rows", "2", "--length", "24", "--chunk", "8", "--fast"] if command[0] == "study" else []
         small = [word.replace("32", "8").replace("28", "8").replace("16,", "4,") for word in command]

@@ -24,6 +24,7 @@ from bonsaigpt.errors import ConfigError, DataError, GenerateError
 from bonsaigpt.kv import write_policy
 from bonsaigpt.measure import evaluate
 from bonsaigpt.measure.kv import contiguous, score_policy
+from bonsaigpt.measure.kv_answers import score_answers
 from bonsaigpt.train.callbacks.console import score_line
 from bonsaigpt.train.resume import check_data
 from bonsaigpt.units import named
@@ -104,7 +105,9 @@ def _memory(opened: Opened, tokens: int | None) -> MemoryConfig:
 def _through_cache(
     arguments: argparse.Namespace, opened: Opened, engine: Engine, model: Any, source: BatchSource
 ) -> int:
-    """The loss through a cache policy."""
+    """The loss through a cache policy; of a task, its answers."""
+    if source.exact_match:
+        return _answers_through_cache(arguments, opened, engine, model, source)
     with progress_bar(Console(stderr=True)) as advance:
         score = score_policy(engine, model, opened.config, arguments.kv, contiguous(source), advance=advance)
     policy = write_policy(arguments.kv)
@@ -115,6 +118,23 @@ def _through_cache(
         f"{opened.label}  loss {score.loss:.4f}  through {policy}: {score.loss_added:+.5f} ± {score.margin:.5f} nats, "
         f"{score.bits:,.0f} bits held, 1/{score.factor:.2f} of a block in 16 bits  "
         f"({named(score.tokens, 'token')} in pieces of {score.piece:,})"
+    )
+    return 0
+
+
+def _answers_through_cache(
+    arguments: argparse.Namespace, opened: Opened, engine: Engine, model: Any, source: BatchSource
+) -> int:
+    with progress_bar(Console(stderr=True)) as advance:
+        [found] = score_answers(engine, model, opened.config, [arguments.kv], source, advance=advance)
+    policy = write_policy(arguments.kv)
+    if arguments.json:
+        print(json.dumps({"model": opened.label, "kv": policy, **asdict(found)}))
+        return 0
+    print(
+        f"{opened.label}  exact {found.exact:.2%}  through {policy}: {100 * found.exact_lost:.2f} ± "
+        f"{100 * found.margin:.2f} points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem in 16 "
+        f"bits  ({named(found.problems, 'problem')})"
     )
     return 0
 

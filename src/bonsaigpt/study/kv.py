@@ -19,11 +19,13 @@ from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.measure.kv import KVReading, plain_bits, read_windows, reading
 from bonsaigpt.randomness import generator
 
-__all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies"]
+__all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies", "slope"]
 
 _BLOCK = 256
 """Tokens that are drawn together in the bootstrap: neighbours are no independent measurements."""
 _DRAWS = 2000
+_SMALL = ("int8", "int5", "int4(hadamard)", "int3(hadamard)", "x=int4(hadamard)")
+"""Formats that are tried with short windows."""
 
 Advance = Callable[[str, int, int], None]
 
@@ -77,7 +79,7 @@ def policies(config: ModelConfig) -> list[str]:
     found += [f"{whole}, {form}" for form in formats]
     group = max(2, eighth)
     found.append(f"{whole}, k=int2(axis=channel, group={group}, residual={group}), v=int2({fine}, residual={group})")
-    found += [f"{whole}, x={form}" for form in ("int8", "int4")]
+    found += [f"{whole}, x={form}" for form in ("int8", "int4", "int4(hadamard)")]
     for budget in (half, quarter):
         sinks, near = max(1, budget // 8), max(2, budget // 2)
         rest = budget - sinks - near
@@ -86,7 +88,7 @@ def policies(config: ModelConfig) -> list[str]:
             more = f", queries={min(8, near)}" if rule == "snapkv" else ""
             found.append(f"sinks({sinks})+window({near})+{rule}({rest}{more}), bf16")
     for window in (half, quarter, eighth):
-        found += [f"window({window}), {form}" for form in ("int8", "int5", "int4(hadamard)", "int3(hadamard)")]
+        found += [f"window({window}), {form}" for form in _SMALL]
     if config.position.kind == "rope":
         found += [f"sinks(4)+window({block - 4}), bf16, positions=slot", f"{whole}, bf16, positions=slot"]
     return list(dict.fromkeys(found))  # of a short block some are the same
@@ -148,7 +150,7 @@ class Bench:
         added_RT = (read.losses_RT - self._best.losses_RT)[:, self.first :]
         low, high = bootstrap(added_RT)
         kl_RT = read.kl_RT[:, self.first :]
-        slope, margin = _slope(added_RT)
+        drift, margin = slope(added_RT)
         block = self.config.block_size
         return KVPoint(
             policy=words,
@@ -162,7 +164,7 @@ class Bench:
             kl_99=float(np.quantile(kl_RT, 0.99)),
             agree=float(read.agree_RT[:, self.first :].mean()),
             by_position=self._curve(read.losses_RT),
-            slope=slope,
+            slope=drift,
             slope_margin=margin,
         )
 
@@ -222,7 +224,7 @@ def frontier(points: Sequence[KVPoint]) -> list[bool]:
     ]
 
 
-def _slope(added_RT: np.ndarray) -> tuple[float, float]:
+def slope(added_RT: np.ndarray) -> tuple[float, float]:
     """Least squares over positions 0 to 1 for each piece; the mean of the slopes and half of its interval."""
     x = np.linspace(-0.5, 0.5, added_RT.shape[1])
     slopes = added_RT @ x / (x @ x)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.report.markup import document, panel, table, text
@@ -192,6 +194,7 @@ def _draw(study: KVStudy) -> Figure:
     """A figure of all points; what lost is faint."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -202,26 +205,46 @@ def _draw(study: KVStudy) -> Figure:
         for p, best in zip(study.points, frontier(study.points), strict=True):
             group = _group(study, p.policy)
             colour, marker = _GROUPS[group]
-            y = min(p.added, _SHOWN)
             fade = 1.0 if best else 0.35
             if p.added <= _SHOWN:
-                axes.plot([p.bits, p.bits], [p.low, p.high], color=colour, alpha=fade, linewidth=1)
+                axes.plot([p.bits, p.bits], [p.low, min(p.high, _SHOWN)], color=colour, alpha=fade, linewidth=1)
             axes.plot(
-                [p.bits], [y], marker=marker, color=colour, alpha=fade, linestyle="", markersize=6,
-                label=None if group in seen else group,
+                [p.bits], [min(p.added, _SHOWN)], marker=marker, color=colour, alpha=fade, linestyle="",
+                markersize=9 if marker == "*" else 6, label=None if group in seen else group,
             )  # fmt: skip
             seen.add(group)
         front = sorted((p.bits, p.added) for p, best in zip(study.points, frontier(study.points), strict=True) if best)
         axes.plot(*zip(*[(b, min(a, _SHOWN)) for b, a in front], strict=True), color="#888", linewidth=0.8, zorder=0)
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=0.001)
+        if any(p.added > _SHOWN for p in study.points):
+            axes.set_ylim(top=1.4 * _SHOWN)  # whole markers at the edge
         axes.axhline(0, color="#aaa", linewidth=0.6)
         for limit in (0.01, 0.05):
             axes.axhline(limit, color="#aaa", linewidth=0.6, linestyle=":")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:,.0f}"))
+        axes.yaxis.set_major_locator(FixedLocator([-0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.05, 0.1, _SHOWN]))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda y, _: f"{y:+g} or more" if y == _SHOWN else f"{y:+g}" if y else "0")
+        )
+        axes.yaxis.set_minor_locator(FixedLocator([]))
         axes.set_xlabel(f"bits held a token of the training context ({study.block})")
         axes.set_ylabel("added loss, nats a token")
         axes.set_title(study.label, loc="left")
-        legend = axes.legend(frameon=False, fontsize=8)
+        whole = study.points[0].bits * study.points[0].factor
+
+        def turned(x: np.ndarray) -> np.ndarray:
+            """Bits to times fewer, and back."""
+            return whole / np.maximum(x, 1e-9)  # a new axis begins at 0
+
+        above = axes.secondary_xaxis("top", functions=(turned, turned))
+        above.xaxis.set_major_locator(LogLocator(base=2))
+        above.xaxis.set_major_formatter(FuncFormatter(lambda factor, _: f"{factor:g}x"))
+        above.set_xlabel("times fewer than keys and values in 16 bits")
+        for axis in (axes.xaxis, above.xaxis):
+            axis.set_minor_formatter(NullFormatter())
+        legend = axes.legend(frameon=False, fontsize=8, loc="upper right")
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1.0)

@@ -72,8 +72,8 @@ class Store:
             self._body = self._join(fresh)
             if self._memory:
                 self._decoded = _cat(self._decoded, self._code.decode(fresh))
-        left = narrow(waiting[:, :, ripe:])
-        self._recent = left.clone() if left.shape[2] else None  # a view would hold all of it
+        left = waiting[:, :, ripe:]
+        self._recent = narrow(left).clone() if left.shape[2] else None  # a view would hold all of it
 
     def _join(self, fresh: Body) -> Body:
         if self._body is None:
