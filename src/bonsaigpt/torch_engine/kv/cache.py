@@ -216,7 +216,7 @@ class _Layer:
         """True where a query may look, (1, 1, T, S + T): everything held, and its own and earlier tokens of the chunk;
         under a window what that says."""
         T, S = len(new_T), old_BGS.shape[-1]
-        if T == 1 and isinstance(self._select, WindowSelection) and S < self._select.most:
+        if T == 1 and isinstance(self._select, WindowSelection) and self._select.most > S:
             return torch.ones(1, 1, 1, S + 1, dtype=torch.bool, device=new_T.device)  # all that is held is in sight
         mask = torch.ones(T, S + T, dtype=torch.bool, device=new_T.device).tril(S)
         if isinstance(self._select, WindowSelection):
