@@ -195,6 +195,7 @@ def test_recomputation_gives_the_same_gradients(name: str) -> None:
 
 @pytest.mark.skipif(what_is_missing(torch.device("cpu")) is not None, reason="nothing to compile with")
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")  # torch's own compiler uses it
 @pytest.mark.parametrize("name", ["sinks in windows", "shared, in windows", "latent, yarn", "linear, rope"])
 def test_compiled_steps_are_the_same(name: str) -> None:
     model = build(variant(name), seed=1)

@@ -144,6 +144,7 @@ def test_shares_of_processes_and_evaluation_keep_the_mask() -> None:
 
 @pytest.mark.skipif(what_is_missing(torch.device("cpu")) is not None, reason="nothing to compile with")
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")  # torch's own compiler uses it
 def test_a_compiled_step_keeps_the_mask() -> None:
     batch = packed_batch()
     given = [torch.from_numpy(a) for a in (batch.tokens_BT, batch.targets_BT, batch.documents_BT)]
