@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.kv import read_policy, write_policy
@@ -234,9 +235,9 @@ def _draw(study: KVStudy) -> Figure:
         axes.set_title(study.label, loc="left")
         whole = study.points[0].bits * study.points[0].factor
 
-        def turned(x: np.ndarray) -> np.ndarray:
+        def turned(x: ArrayLike) -> ArrayLike:
             """Bits to times fewer, and back."""
-            return whole / np.maximum(x, 1e-9)  # a new axis begins at 0
+            return whole / np.maximum(np.asarray(x), 1e-9)  # a new axis begins at 0
 
         above = axes.secondary_xaxis("top", functions=(turned, turned))
         above.xaxis.set_major_locator(LogLocator(base=2))
