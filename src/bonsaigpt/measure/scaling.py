@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bonsaigpt.config import RunConfig
+from bonsaigpt.config import RunConfig, validate
 from bonsaigpt.recipes import flatten
 from bonsaigpt.units import count
 
@@ -103,8 +103,7 @@ class Scaling:
         if not fingerprint.startswith(self.corpus):
             return f"the fit is of {self.text}, and this is other data"
         own = compared_settings(config)
-        # What could not be set when the fit was made was as it is when nobody sets it.
-        its = compared_settings(RunConfig()) | self.settings
+        its = _filled(self.settings)
         differing = [name for name in sorted(own.keys() | self.settings) if own.get(name) != its.get(name)]
         if not differing:
             return None
@@ -142,6 +141,19 @@ def compared_settings(config: RunConfig) -> dict[str, Any]:
         "train": {name: data["train"][name] for name in _TRAIN},
     }
     return {name: value for name, value in flatten(sections).items() if name != "optim.matrices.precision"}
+
+
+def _filled(settings: dict[str, Any]) -> dict[str, Any]:
+    """A fit's settings, and those that did not exist when it was made, as they are where nobody sets them."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        section, *path, last = name.split(".")
+        if section != "data" and name != "model.head_width":  # not whole; no setting but what follows from two
+            part = nested.setdefault(section, {})
+            for step in path:
+                part = part.setdefault(step, {})
+            part[last] = value
+    return compared_settings(validate(nested, origin="the fit")) | settings
 
 
 def fit(runs: list[tuple[int, int, float]]) -> tuple[float, float, float, float, float]:
