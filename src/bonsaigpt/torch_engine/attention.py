@@ -181,6 +181,7 @@ class Attention(nn.Module):
         self.plain = False
         self.window = setting.window_of(layer)
         self.has_own = config.kv_source(layer) == layer
+        self.passes_on = setting.share_kv > 1
         self.qk_eps = config.norm.eps if setting.qk_norm else None
         self.neighbours = config.position.kind == "rope" and config.position.pairs == "neighbours"
         path = f"transformer.h.{layer}.attn"
@@ -233,7 +234,8 @@ class Attention(nn.Module):
         return q_BHTK, seen, causal_mask(queries_BT, seen.slots_BS, self.window)
 
     def forward(self, x_BTD: Tensor, where: Where, shared: Seen | None = None) -> tuple[Tensor, Seen | None]:
-        """What the layer adds, and the keys and values that it looked at; none where a cache attends by itself."""
+        """What the layer adds, and the keys and values that it looked at, if others may share them. (Where nobody does
+        they would be kept for nothing, and FSDP warns of what a module gives away.)"""
         B, T, _ = x_BTD.shape
         seen = None
         if isinstance(where.cache, AttendingCache):
@@ -250,4 +252,4 @@ class Attention(nn.Module):
                 sinks_H=self.sinks,
                 scale=self.scale,
             )
-        return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1)), seen
+        return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, -1)), seen if self.passes_on else None
