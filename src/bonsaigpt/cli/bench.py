@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +11,9 @@ from rich.console import Console
 from bonsaigpt.cli.common import (
     Parser,
     add_placement,
+    count_from,
     counts,
+    number_above_zero,
     open_model,
     print_table,
     progress_bar,
@@ -52,12 +53,19 @@ def run(argv: list[str]) -> int:
         "--preset", choices=sorted(PRESETS), help="a size by name, with fresh weights, instead of a run"
     )
     parser.add_argument("--batch", type=counts, default=[1, 4, 16], help="rows (default: 1,4,16)")
-    parser.add_argument("--prompt", type=_positive, metavar="N", help="tokens before (default: half of the block)")
-    parser.add_argument("--tokens", type=_positive, metavar="N", help="new ones a row (default: up to 128 that fit)")
+    parser.add_argument("--prompt", type=count_from(1), metavar="N", help="tokens before (default: half of the block)")
+    parser.add_argument(
+        "--tokens", type=count_from(1), metavar="N", help="new ones a row (default: up to 128 that fit)"
+    )
     parser.add_argument(
         "--weights", choices=["fp32", "int8"], default="fp32", help="how matrices are kept (default: fp32)"
     )
-    parser.add_argument("--seconds", type=_seconds, default=3, help="for each number of rows, about (default: 3)")
+    parser.add_argument(
+        "--seconds",
+        type=number_above_zero("is no time: use more than 0 seconds"),
+        default=3,
+        help="for each number of rows, about (default: 3)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_placement(parser)
     runs_folder(parser)
@@ -86,19 +94,6 @@ def run(argv: list[str]) -> int:
     else:
         _show(about, found, parameter_count(config))
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: use 1 or more")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)  # argparse tells of what is no number
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is no time: use more than 0 seconds")
-    return seconds
 
 
 def _subject(arguments: argparse.Namespace) -> tuple[str, ModelConfig, Engine, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ __all__ = [
     "count_from",
     "counts",
     "named_tokenizer",
+    "number_above_zero",
     "open_model",
     "print_table",
     "progress_bar",
@@ -180,6 +182,21 @@ def count_from(least: int) -> Callable[[str], int]:
         return int(text)
 
     return count
+
+
+def number_above_zero(remark: str) -> Callable[[str], float]:
+    """For argparse: a finite number above 0; of anything else it says ``'TEXT' remark``."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"'{text}' {remark}")
+        return value
+
+    return number
 
 
 def counts(text: str) -> list[int]:

@@ -106,36 +106,24 @@ def _through_cache(
     arguments: argparse.Namespace, opened: Opened, engine: Engine, model: Any, source: BatchSource
 ) -> int:
     """The loss through a cache policy; of a task, its answers."""
-    if source.exact_match:
-        return _answers_through_cache(arguments, opened, engine, model, source)
-    with progress_bar(Console(stderr=True)) as advance:
-        score = score_policy(engine, model, opened.config, arguments.kv, contiguous(source), advance=advance)
     policy = write_policy(arguments.kv)
-    if arguments.json:
-        print(json.dumps({"model": opened.label, "kv": policy, **asdict(score)}))
-        return 0
-    print(
-        f"{opened.label}  loss {score.loss:.4f}  through {policy}: {score.loss_added:+.5f} ± {score.margin:.5f} nats, "
-        f"{score.bits:,.0f} bits held, 1/{score.factor:.2f} of a block in 16 bits  "
-        f"({named(score.tokens, 'token')} in pieces of {score.piece:,})"
-    )
-    return 0
-
-
-def _answers_through_cache(
-    arguments: argparse.Namespace, opened: Opened, engine: Engine, model: Any, source: BatchSource
-) -> int:
     with progress_bar(Console(stderr=True)) as advance:
-        [found] = score_answers(engine, model, opened.config, [arguments.kv], source, advance=advance)
-    policy = write_policy(arguments.kv)
-    if arguments.json:
-        print(json.dumps({"model": opened.label, "kv": policy, **asdict(found)}))
-        return 0
-    print(
-        f"{opened.label}  exact {found.exact:.2%}  through {policy}: {100 * found.exact_lost:.2f} ± "
-        f"{100 * found.margin:.2f} points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem in 16 "
-        f"bits  ({named(found.problems, 'problem')})"
-    )
+        if source.exact_match:
+            [found] = score_answers(engine, model, opened.config, [arguments.kv], source, advance=advance)
+            line = (
+                f"exact {found.exact:.2%}  through {policy}: {100 * found.exact_lost:.2f} ± "
+                f"{100 * found.margin:.2f} points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem "
+                f"in 16 bits  ({named(found.problems, 'problem')})"
+            )
+        else:
+            found = score_policy(engine, model, opened.config, arguments.kv, contiguous(source), advance=advance)
+            line = (
+                f"loss {found.loss:.4f}  through {policy}: {found.loss_added:+.5f} ± {found.margin:.5f} nats, "
+                f"{found.bits:,.0f} bits held, 1/{found.factor:.2f} of a block in 16 bits  "
+                f"({named(found.tokens, 'token')} in pieces of {found.piece:,})"
+            )
+    about = {"model": opened.label, "kv": policy, **asdict(found)}
+    print(json.dumps(about) if arguments.json else f"{opened.label}  {line}")
     return 0
 
 

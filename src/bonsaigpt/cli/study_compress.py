@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bonsaigpt.cli.common import Parser, count_from, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.common import Parser, count_from, number_above_zero, open_model, progress_bar, runs_folder
 from bonsaigpt.cli.experiment import make_engine, open_data
 from bonsaigpt.cli.studying import tell
 from bonsaigpt.compress.pricing import KINDS, chosen_weights
@@ -109,7 +109,10 @@ def _parser() -> Parser:
         help="of training text, for activations (default: 65536)",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=1, help="to decode for, each structure and share (default: 1)"
+        "--seconds",
+        type=number_above_zero("is no time: use seconds, e.g. 1"),
+        default=1,
+        help="to decode for, each structure and share (default: 1)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/studies)")
     runs_folder(parser)
@@ -140,13 +143,3 @@ def _steps(words: str) -> tuple[int, ...]:
     if not all(word.isdecimal() for word in words.split(",")):
         raise argparse.ArgumentTypeError(f"'{words}' are no steps: use whole numbers from 0 on, e.g. 0,200")
     return tuple(dict.fromkeys(int(word) for word in words.split(",")))
-
-
-def _seconds(words: str) -> float:
-    try:
-        value = float(words)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{words}' is no time: use seconds, e.g. 1")
-    return value

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 
-from bonsaigpt.cli.common import Parser, add_placement, count_from, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.common import (
+    Parser,
+    add_placement,
+    count_from,
+    number_above_zero,
+    open_model,
+    progress_bar,
+    runs_folder,
+)
 from bonsaigpt.cli.eval import source_of
 from bonsaigpt.cli.studying import tell
 from bonsaigpt.errors import DataError
@@ -19,6 +26,7 @@ from bonsaigpt.study.kv_search import Found, search
 
 __all__ = ["run"]
 
+_LIMIT = number_above_zero("cannot be a limit: use a number above 0")
 _EXAMPLE = """  bonsai study kv runs/shakespeare-char
   bonsai study kv runs/shakespeare-char --max-loss 0.05
   bonsai study kv runs/shakespeare-char --policy "window(32), int4" --policy "window(16), int8\""""
@@ -101,10 +109,8 @@ def _parser() -> Parser:
     )
     budget = parser.add_argument_group("search")
     limit = budget.add_mutually_exclusive_group()
-    limit.add_argument("--max-bits", type=_positive, metavar="N", help="find the least loss within N bits a token")
-    limit.add_argument(
-        "--max-loss", type=_positive, metavar="NATS", help="find the fewest bits within so much added loss"
-    )
+    limit.add_argument("--max-bits", type=_LIMIT, metavar="N", help="find the least loss within N bits a token")
+    limit.add_argument("--max-loss", type=_LIMIT, metavar="NATS", help="find the fewest bits within so much added loss")
     parser.add_argument(
         "--length", type=count_from(2), metavar="N", help="tokens of each piece of text (default: nine blocks)"
     )
@@ -123,13 +129,3 @@ def _parser() -> Parser:
     add_placement(parser)
     runs_folder(parser)
     return parser
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' cannot be a limit: use a number above 0")
-    return value

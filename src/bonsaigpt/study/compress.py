@@ -21,7 +21,7 @@ from bonsaigpt.errors import ConfigError, DataError
 from bonsaigpt.measure.decoding import measure_decoding
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.structure import Arrays
-from bonsaigpt.study.statistics import Difference, Estimate, estimate, paired_difference
+from bonsaigpt.study.statistics import Difference, Estimate, estimate, paired_difference, unbeaten
 from bonsaigpt.train.schedule import schedule_share
 
 __all__ = ["SCRATCH", "Bench", "Cell", "Losses", "against", "best_of", "frontier", "losses"]
@@ -108,8 +108,7 @@ def against(cell: Cell, other: Cell) -> Difference:
 
 def frontier(cells: Sequence[Cell], size: Callable[[Cell], float]) -> list[bool]:
     """Of each cell whether no other has as small a size and loss, and one of them smaller. ``size``: less is better."""
-    points = [(size(cell), cell.cost.mean) for cell in cells]
-    return [not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in points) for p in points]
+    return unbeaten([(size(cell), cell.cost.mean) for cell in cells])
 
 
 class _Unscored(Subject):

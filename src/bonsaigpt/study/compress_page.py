@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonsaigpt.files import write_text, writing
+from bonsaigpt.files import write_text
 from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.compress import Cell, against, best_of, frontier
+from bonsaigpt.study.drawing import save_drawing
 from bonsaigpt.units import named
 
 if TYPE_CHECKING:
@@ -90,15 +91,7 @@ def write_compress(study: CompressStudy, folder: Path) -> list[Path]:
     """Write the page, the plot and the table, and return their paths."""
     page, image, figures = (folder / f"compress.{ending}" for ending in ("html", "png", "csv"))
     write_text(figures, _csv(study))
-    drawing = _draw(study)
-    with writing(image):
-        drawing.savefig(image, format="png", dpi=150, metadata={"Software": None})
-    svg = io.StringIO()
-    drawing.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    inline = svg.getvalue()
-    inline = inline[inline.index("<svg") :].replace(
-        "<svg", '<svg style="max-width: 100%; height: auto; background: #fff"', 1
-    )
+    inline = save_drawing(lambda figure: _draw(figure, study), image, size=(10.5, 4.8))
     parts = [
         f'<header><h1>{text(study.label)}: compression</h1><p class="about">{text(study.verdict)}</p></header>',
         f"<section><h2>Loss against size and speed</h2>{panel('All structures', '', inline)}"
@@ -141,52 +134,45 @@ def _csv(study: CompressStudy) -> str:
     return out.getvalue()
 
 
-def _draw(study: CompressStudy) -> Figure:
+def _draw(figure: Figure, study: CompressStudy) -> None:
     """Two panels: added loss against values (and bytes), and against tokens a second; what others beat is faint."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     kinds = list(dict.fromkeys(cell.kind for cell in study.cells))
     steps = sorted({cell.heal for cell in study.cells})
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.size": 9, "svg.hashsalt": "bonsai", "svg.fonttype": "none"})
-        figure = Figure(figsize=(10.5, 4.8), layout="constrained")
-        sizes, speeds = figure.subplots(1, 2, sharey=True)
-        for axes, place, worse in (
-            (sizes, lambda c: c.stored, lambda c: c.stored),
-            (speeds, lambda c: c.speed, lambda c: -c.speed),
-        ):
-            for cell, front in zip(study.cells, frontier(study.cells, worse), strict=True):
-                colour = _COLOURS[kinds.index(cell.kind) % len(_COLOURS)]
-                marker, fade = "os^Dv"[steps.index(cell.heal) % 5], 1.0 if front else 0.4
-                axes.errorbar(
-                    [place(cell)],
-                    [cell.cost.mean],
-                    yerr=None if cell.cost.margin is None else [cell.cost.margin],
-                    color=colour,
-                    marker=marker,
-                    alpha=fade,
-                    linestyle="",
-                    markersize=6,
-                )
-            axes.set_yscale("symlog", linthresh=0.01)
-            axes.axhline(0, color="#aaa", linewidth=0.8)
-            axes.axvline(place(study.dense), color="#aaa", linewidth=0.8, linestyle=":")
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        sizes.set_xlabel("values stored, all of the model (dotted: dense)")
-        sizes.set_ylabel("added loss, nats a token")
-        above = sizes.secondary_xaxis("top", functions=(lambda x: 4 * x, lambda x: x / 4))
-        above.set_xlabel("bytes")
-        above.xaxis.set_major_formatter(EngFormatter(sep=""))
-        speeds.set_xlabel("tokens a second, one row (dotted: dense)")
-        for number, kind in enumerate(kinds):
-            speeds.plot([], [], color=_COLOURS[number % len(_COLOURS)], marker="o", linestyle="", label=kind)
-        for number, count in enumerate(steps):
-            words = f"{named(count, 'step')} of healing" if count else "before healing"
-            speeds.plot([], [], color="#888", marker="os^Dv"[number % 5], linestyle="", label=words)
-        handles, labels = speeds.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-        figure.suptitle(study.label, x=0.01, ha="left")
-    return figure
+    sizes, speeds = figure.subplots(1, 2, sharey=True)
+    for axes, place, worse in (
+        (sizes, lambda c: c.stored, lambda c: c.stored),
+        (speeds, lambda c: c.speed, lambda c: -c.speed),
+    ):
+        for cell, front in zip(study.cells, frontier(study.cells, worse), strict=True):
+            colour = _COLOURS[kinds.index(cell.kind) % len(_COLOURS)]
+            marker, fade = "os^Dv"[steps.index(cell.heal) % 5], 1.0 if front else 0.4
+            axes.errorbar(
+                [place(cell)],
+                [cell.cost.mean],
+                yerr=None if cell.cost.margin is None else [cell.cost.margin],
+                color=colour,
+                marker=marker,
+                alpha=fade,
+                linestyle="",
+                markersize=6,
+            )
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.axhline(0, color="#aaa", linewidth=0.8)
+        axes.axvline(place(study.dense), color="#aaa", linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    sizes.set_xlabel("values stored, all of the model (dotted: dense)")
+    sizes.set_ylabel("added loss, nats a token")
+    above = sizes.secondary_xaxis("top", functions=(lambda x: 4 * x, lambda x: x / 4))
+    above.set_xlabel("bytes")
+    above.xaxis.set_major_formatter(EngFormatter(sep=""))
+    speeds.set_xlabel("tokens a second, one row (dotted: dense)")
+    for number, kind in enumerate(kinds):
+        speeds.plot([], [], color=_COLOURS[number % len(_COLOURS)], marker="o", linestyle="", label=kind)
+    for number, count in enumerate(steps):
+        words = f"{named(count, 'step')} of healing" if count else "before healing"
+        speeds.plot([], [], color="#888", marker="os^Dv"[number % 5], linestyle="", label=words)
+    handles, labels = speeds.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(study.label, x=0.01, ha="left")

@@ -18,6 +18,7 @@ from bonsaigpt.engines import Engine
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.measure.kv import KVReading, plain_bits, read_windows, reading
 from bonsaigpt.randomness import generator
+from bonsaigpt.study.statistics import unbeaten
 
 __all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies", "slope"]
 
@@ -218,10 +219,7 @@ def bootstrap(values_RT: np.ndarray, *, block: int = _BLOCK, draws: int = _DRAWS
 
 def frontier(points: Sequence[KVPoint]) -> list[bool]:
     """Of each point whether no other has fewer bits and no more loss, or as few and less."""
-    return [
-        not any(o.bits <= p.bits and o.added <= p.added and (o.bits < p.bits or o.added < p.added) for o in points)
-        for p in points
-    ]
+    return unbeaten([(point.bits, point.added) for point in points])
 
 
 def slope(added_RT: np.ndarray) -> tuple[float, float]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bonsaigpt.files import write_text, writing
+from bonsaigpt.files import write_text
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.report.markup import document, panel, table, text
+from bonsaigpt.study.drawing import save_drawing
 from bonsaigpt.study.kv import KVPoint, Reference, frontier
 from bonsaigpt.study.kv_search import Found
 
@@ -103,15 +104,7 @@ def write_kv(study: KVStudy, folder: Path) -> list[Path]:
     """Write the page, the plot and the table, and return their paths."""
     page, image, figures = (folder / f"kv.{ending}" for ending in ("html", "png", "csv"))
     write_text(figures, _csv(study))
-    drawing = _draw(study)
-    with writing(image):
-        drawing.savefig(image, format="png", dpi=150, metadata={"Software": None})
-    svg = io.StringIO()
-    drawing.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    inline = svg.getvalue()
-    inline = inline[inline.index("<svg") :].replace(
-        "<svg", '<svg style="max-width: 100%; height: auto; background: #fff"', 1
-    )
+    inline = save_drawing(lambda figure: _draw(figure, study), image, size=(9.5, 5.5))
     parts = [
         f'<header><h1>{text(study.label)}: the cache</h1><p class="about">{text(study.verdict)}</p></header>',
         f"<section><h2>Bits against loss</h2>{panel('All policies', '', inline)}"
@@ -191,62 +184,55 @@ def _group(study: KVStudy, policy: str) -> str:
     return "short windows" if form == "bf16" else "both"
 
 
-def _draw(study: KVStudy) -> Figure:
+def _draw(figure: Figure, study: KVStudy) -> None:
     """A figure of all points; what lost is faint."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.size": 9, "svg.hashsalt": "bonsai", "svg.fonttype": "none"})
-        figure = Figure(figsize=(9.5, 5.5), layout="constrained")
-        axes = figure.subplots()
-        seen: set[str] = set()
-        for p, best in zip(study.points, frontier(study.points), strict=True):
-            group = _group(study, p.policy)
-            colour, marker = _GROUPS[group]
-            fade = 1.0 if best else 0.35
-            if p.added <= _SHOWN:
-                axes.plot([p.bits, p.bits], [p.low, min(p.high, _SHOWN)], color=colour, alpha=fade, linewidth=1)
-            axes.plot(
-                [p.bits], [min(p.added, _SHOWN)], marker=marker, color=colour, alpha=fade, linestyle="",
-                markersize=9 if marker == "*" else 6, label=None if group in seen else group,
-            )  # fmt: skip
-            seen.add(group)
-        front = sorted((p.bits, p.added) for p, best in zip(study.points, frontier(study.points), strict=True) if best)
-        axes.plot(*zip(*[(b, min(a, _SHOWN)) for b, a in front], strict=True), color="#888", linewidth=0.8, zorder=0)
-        axes.set_xscale("log")
-        axes.set_yscale("symlog", linthresh=0.001)
-        if any(p.added > _SHOWN for p in study.points):
-            axes.set_ylim(top=1.4 * _SHOWN)  # whole markers at the edge
-        axes.axhline(0, color="#aaa", linewidth=0.6)
-        for limit in (0.01, 0.05):
-            axes.axhline(limit, color="#aaa", linewidth=0.6, linestyle=":")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:,.0f}"))
-        axes.yaxis.set_major_locator(FixedLocator([-0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.05, 0.1, _SHOWN]))
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda y, _: f"{y:+g} or more" if y == _SHOWN else f"{y:+g}" if y else "0")
-        )
-        axes.yaxis.set_minor_locator(FixedLocator([]))
-        axes.set_xlabel(f"bits held a token of the training context ({study.block})")
-        axes.set_ylabel("added loss, nats a token")
-        axes.set_title(study.label, loc="left")
-        whole = study.points[0].bits * study.points[0].factor
+    axes = figure.subplots()
+    seen: set[str] = set()
+    for p, best in zip(study.points, frontier(study.points), strict=True):
+        group = _group(study, p.policy)
+        colour, marker = _GROUPS[group]
+        fade = 1.0 if best else 0.35
+        if p.added <= _SHOWN:
+            axes.plot([p.bits, p.bits], [p.low, min(p.high, _SHOWN)], color=colour, alpha=fade, linewidth=1)
+        axes.plot(
+            [p.bits], [min(p.added, _SHOWN)], marker=marker, color=colour, alpha=fade, linestyle="",
+            markersize=9 if marker == "*" else 6, label=None if group in seen else group,
+        )  # fmt: skip
+        seen.add(group)
+    front = sorted((p.bits, p.added) for p, best in zip(study.points, frontier(study.points), strict=True) if best)
+    axes.plot(*zip(*[(b, min(a, _SHOWN)) for b, a in front], strict=True), color="#888", linewidth=0.8, zorder=0)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=0.001)
+    if any(p.added > _SHOWN for p in study.points):
+        axes.set_ylim(top=1.4 * _SHOWN)  # whole markers at the edge
+    axes.axhline(0, color="#aaa", linewidth=0.6)
+    for limit in (0.01, 0.05):
+        axes.axhline(limit, color="#aaa", linewidth=0.6, linestyle=":")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:,.0f}"))
+    axes.yaxis.set_major_locator(FixedLocator([-0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.05, 0.1, _SHOWN]))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda y, _: f"{y:+g} or more" if y == _SHOWN else f"{y:+g}" if y else "0")
+    )
+    axes.yaxis.set_minor_locator(FixedLocator([]))
+    axes.set_xlabel(f"bits held a token of the training context ({study.block})")
+    axes.set_ylabel("added loss, nats a token")
+    axes.set_title(study.label, loc="left")
+    whole = study.points[0].bits * study.points[0].factor
 
-        def turned(x: ArrayLike) -> ArrayLike:
-            """Bits to times fewer, and back."""
-            return whole / np.maximum(np.asarray(x), 1e-9)  # a new axis begins at 0
+    def turned(x: ArrayLike) -> ArrayLike:
+        """Bits to times fewer, and back."""
+        return whole / np.maximum(np.asarray(x), 1e-9)  # a new axis begins at 0
 
-        above = axes.secondary_xaxis("top", functions=(turned, turned))
-        above.xaxis.set_major_locator(LogLocator(base=2))
-        above.xaxis.set_major_formatter(FuncFormatter(lambda factor, _: f"{factor:g}x"))
-        above.set_xlabel("times fewer than keys and values in 16 bits")
-        for axis in (axes.xaxis, above.xaxis):
-            axis.set_minor_formatter(NullFormatter())
-        legend = axes.legend(frameon=False, fontsize=8, loc="upper right")
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1.0)
-    return figure
+    above = axes.secondary_xaxis("top", functions=(turned, turned))
+    above.xaxis.set_major_locator(LogLocator(base=2))
+    above.xaxis.set_major_formatter(FuncFormatter(lambda factor, _: f"{factor:g}x"))
+    above.set_xlabel("times fewer than keys and values in 16 bits")
+    for axis in (axes.xaxis, above.xaxis):
+        axis.set_minor_formatter(NullFormatter())
+    legend = axes.legend(frameon=False, fontsize=8, loc="upper right")
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)

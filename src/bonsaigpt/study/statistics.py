@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Difference", "Estimate", "estimate", "paired_difference", "student_t_critical", "student_t_within"]
+__all__ = [
+    "Difference",
+    "Estimate",
+    "estimate",
+    "paired_difference",
+    "student_t_critical",
+    "student_t_within",
+    "unbeaten",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +107,11 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], *, lev
     return Difference(
         mean=found.mean, n=found.n, standard_error=found.standard_error, margin=found.margin, level=level, p=p
     )
+
+
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of each point whether no other is as low in both and lower in one (the Pareto front)."""
+    return [not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in points) for p in points]
 
 
 def student_t_within(t: float, dof: int) -> float:
