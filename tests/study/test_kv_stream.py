@@ -10,7 +10,8 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import contiguous, cut
-from bonsaigpt.study.kv import Bench, slope
+from bonsaigpt.study.kv import Bench
+from bonsaigpt.study.statistics import slope
 from bonsaigpt.train.schedule import schedule_share
 
 BLOCK = 16

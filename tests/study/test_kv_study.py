@@ -14,9 +14,10 @@ from bonsaigpt.config import KVConfig
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import cut
-from bonsaigpt.study.kv import Bench, KVPoint, bootstrap, frontier, policies
+from bonsaigpt.study.kv import Bench, KVPoint, frontier, policies
 from bonsaigpt.study.kv_page import KVStudy, write_kv
 from bonsaigpt.study.kv_search import search
+from bonsaigpt.study.statistics import bootstrap
 from bonsaigpt.torch_engine.kv.cache import PolicyCache
 from tests.torch_engine.decoders import model_of
 from tests.torch_engine.variants import variant

@@ -17,14 +17,10 @@ from bonsaigpt.config import KVConfig, ModelConfig
 from bonsaigpt.engines import Engine
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.measure.kv import KVReading, plain_bits, read_windows, reading
-from bonsaigpt.randomness import generator
-from bonsaigpt.study.statistics import unbeaten
+from bonsaigpt.study.statistics import bootstrap, slope, unbeaten
 
-__all__ = ["Bench", "KVPoint", "Reference", "bootstrap", "frontier", "policies", "slope"]
+__all__ = ["Bench", "KVPoint", "Reference", "frontier", "policies"]
 
-_BLOCK = 256
-"""Tokens that are drawn together in the bootstrap: neighbours are no independent measurements."""
-_DRAWS = 2000
 _SMALL = ("int8", "int5", "int4(hadamard)", "int3(hadamard)", "x=int4(hadamard)")
 """Formats that are tried with short windows."""
 
@@ -207,27 +203,9 @@ class Bench:
         return [float(losses_RT[:, at : at + block].mean()) for at in starts]
 
 
-def bootstrap(values_RT: np.ndarray, *, block: int = _BLOCK, draws: int = _DRAWS, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean, by drawing blocks of neighbours with replacement (Kuensch 1989)."""
-    T = values_RT.shape[1]
-    pieces = max(1, T // block)
-    means = np.array([part.mean() for row in values_RT for part in np.array_split(row, pieces)])
-    picked = generator(seed, "bootstrap").integers(0, len(means), (draws, len(means)))
-    low, high = np.quantile(means[picked].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def frontier(points: Sequence[KVPoint]) -> list[bool]:
     """Of each point whether no other has fewer bits and no more loss, or as few and less."""
     return unbeaten([(point.bits, point.added) for point in points])
-
-
-def slope(added_RT: np.ndarray) -> tuple[float, float]:
-    """Least squares over positions 0 to 1 for each piece; the mean of the slopes and half of its interval."""
-    x = np.linspace(-0.5, 0.5, added_RT.shape[1])
-    slopes = added_RT @ x / (x @ x)
-    margin = 1.96 * slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else 0.0
-    return float(slopes.mean()), float(margin)
 
 
 def _following(advance: Advance, name: str) -> Callable[[int, int], None]:

@@ -2,7 +2,8 @@
 
 Seeds are few (three to ten), so the normal distribution would promise intervals far too narrow: with three values
 1.96 standard errors stand where 4.30 are needed. Student's t is exact for normal errors, and for whole degrees of
-freedom its probabilities are finite sums, so no special function is approximated here.
+freedom its probabilities are finite sums, so no special function is approximated here. Losses token by token are many,
+and neighbours are alike: their means have intervals from a bootstrap over blocks of text.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
+from bonsaigpt.randomness import generator
+
 __all__ = [
     "Difference",
     "Estimate",
+    "bootstrap",
     "estimate",
     "paired_difference",
+    "slope",
     "student_t_critical",
     "student_t_within",
     "unbeaten",
 ]
+
+_BLOCK = 256
+"""Tokens that are drawn together in the bootstrap: neighbours are no independent measurements."""
+_DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +118,24 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], *, lev
     return Difference(
         mean=found.mean, n=found.n, standard_error=found.standard_error, margin=found.margin, level=level, p=p
     )
+
+
+def bootstrap(values_RT: np.ndarray, *, block: int = _BLOCK, draws: int = _DRAWS, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean, by drawing blocks of neighbours with replacement (Kuensch 1989)."""
+    T = values_RT.shape[1]
+    pieces = max(1, T // block)
+    means = np.array([part.mean() for row in values_RT for part in np.array_split(row, pieces)])
+    picked = generator(seed, "bootstrap").integers(0, len(means), (draws, len(means)))
+    low, high = np.quantile(means[picked].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def slope(added_RT: np.ndarray) -> tuple[float, float]:
+    """Least squares over positions 0 to 1 for each piece; the mean of the slopes and half of its interval."""
+    x = np.linspace(-0.5, 0.5, added_RT.shape[1])
+    slopes = added_RT @ x / (x @ x)
+    margin = 1.96 * slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else 0.0
+    return float(slopes.mean()), float(margin)
 
 
 def unbeaten(points: Sequence[tuple[float, float]]) -> list[bool]:
