@@ -3,6 +3,7 @@ function whether its weights stand as factors or as matrices."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from bonsaigpt.compress.plan import Plan, blocks_of, read_plan, write_plan
 from bonsaigpt.compress.pricing import choose, chosen_weights, price
 from bonsaigpt.compress.replace import Compressed, replace_blocks
 from bonsaigpt.compress.run import healing_config
-from bonsaigpt.compress.subject import Subject
+from bonsaigpt.compress.subject import Advance, Subject, silent
 from bonsaigpt.config import (
     KroneckerStructure,
     LowRankStructure,
@@ -25,7 +26,7 @@ from bonsaigpt.config import (
 )
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import Engine, load_engine
-from bonsaigpt.errors import ConfigError
+from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.spec import parameter_count, parameters
 from bonsaigpt.structure import structures
 
@@ -132,6 +133,20 @@ def test_a_block_that_costs_too_much_grows_or_stays_dense(trained: tuple[RunConf
     assert not never.steps[0].settings
     assert never.loss == never.dense_loss
     assert all(never.values[n].tobytes() == v.tobytes() for n, v in subject.values.items())
+
+
+def test_a_loss_that_is_no_number_is_refused_with_the_block(trained: tuple[RunConfig, Subject]) -> None:
+    subject = trained[1]
+    spoilt = replace(subject, values=subject.values | {PROJ: np.full_like(subject.values[PROJ], np.nan)})
+    with pytest.raises(CheckpointError, match=r"before anything is compressed.*RUN@STEP"):
+        replace_blocks(spoilt, Plan(SMALL))
+
+    class Failing(Subject):
+        def validate(self, model: object, advance: Advance = silent) -> float:
+            return super().validate(model, advance) if model is self.model else float("nan")
+
+    with pytest.raises(ConfigError, match=r"transformer\.h\.0\.mlp loses itself as kronecker and lowrank.*--init"):
+        replace_blocks(Failing(subject.engine, subject.config, subject.values, subject.source, 2000), Plan(SMALL))
 
 
 def test_a_plan_keeps_its_budget_and_predicts(trained: tuple[RunConfig, Subject]) -> None:

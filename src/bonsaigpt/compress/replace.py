@@ -29,7 +29,7 @@ from bonsaigpt.config import (
     NarrowStructure,
     StructureConfig,
 )
-from bonsaigpt.errors import ConfigError
+from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.spec import initial_value, parameter_count, parameters
 from bonsaigpt.structure import Arrays, Kronecker, Structure, make, structures
 
@@ -92,8 +92,17 @@ def replace_blocks(
             model's after it. None: as much as it likes.
         tell: hears of each block when it is done.
         seed: of random factors.
+
+    Raises:
+        CheckpointError: the dense model's own loss is no number.
+        ConfigError: the loss behind a block is none, or an initialiser cannot make a structure.
     """
     dense_loss = subject.validate(subject.model, advance)
+    if not math.isfinite(dense_loss):
+        raise CheckpointError(
+            f"the validation loss of the model is {dense_loss} before anything is compressed: take a checkpoint of an "
+            "earlier step (RUN@STEP)"
+        )
     subject = _permuted(subject, plan) if plan.permute and plan.init in ("activations", "distilled") else subject
     work = _Work(subject, subject.config, dict(subject.values), {}, seed)
     loss, steps = dense_loss, list[Step]()
@@ -108,6 +117,12 @@ def replace_blocks(
             attempts += 1
             tried = work.replaced(names, settings, plan)
             found = subject.validate(tried.model(), advance)
+            if not math.isfinite(found):
+                raise ConfigError(
+                    f"{block} loses itself as {' and '.join(s.kind for s in settings.values())}: the validation loss "
+                    f"behind it is {found}, though every block before it was sound. Leave it out of --layers, or take "
+                    "another --structure or --init"
+                )
             if found <= limit:
                 break
             settings = _larger(settings, structures(subject.config))
