@@ -83,9 +83,9 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
         for param in _factor_params(name, made[name], role, std):
             table.append(replace(param, lr_scale=lr_scale, stacked=stacked if param.name == name else ()))
 
-    def matrix(name: str, std: float = matrix_std, stacked: tuple[int, ...] = ()) -> None:
+    def matrix(name: str, std: float = matrix_std, stacked: tuple[int, ...] = (), *, bias: bool = config.bias) -> None:
         weight(f"{name}.weight", "matrix", std, 1.0 / config.width_ratio, stacked)
-        if config.bias:
+        if bias:
             vector(f"{name}.bias", made[f"{name}.weight"].out, "zeros")
 
     def vector(name: str, size: int, init: Literal["ones", "zeros"]) -> None:
@@ -105,10 +105,17 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
     for layer in range(config.n_layer):
         block = f"transformer.h.{layer}"
         norm(f"{block}.ln_1")
-        matrix(f"{block}.attn.c_attn", stacked=config.attention_maps(layer))
-        if config.attention.kind == "latent":
+        attention = config.attention
+        softmax = attention if isinstance(attention, SoftmaxAttention) else None
+        has_bias = config.bias or (softmax is not None and softmax.qkv_bias)
+        matrix(f"{block}.attn.c_attn", stacked=config.attention_maps(layer), bias=has_bias)
+        if attention.kind == "latent":
             matrix(f"{block}.attn.c_up", stacked=(config.n_head * config.head_width,) * 2)
-        if isinstance(config.attention, SoftmaxAttention) and config.attention.sinks:
+        if softmax is not None and softmax.qk_norm == "scaled":
+            vector(f"{block}.attn.q_norm", config.head_width, "ones")
+            if config.kv_source(layer) == layer:
+                vector(f"{block}.attn.k_norm", config.head_width, "ones")
+        if softmax is not None and softmax.sinks:
             vector(f"{block}.attn.sinks", config.n_head, "zeros")
         matrix(f"{block}.attn.c_proj", residual_std)
         norm(f"{block}.ln_2")

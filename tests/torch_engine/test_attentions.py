@@ -142,13 +142,15 @@ def test_bits_are_those_of_the_buffers_and_by_hand() -> None:
     assert state_bits(variant("linear, layer-norm")) == 3 * 4 * 8 * 8 * 32
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn"])
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
 @pytest.mark.parametrize(("factor", "original", "theta"), [(4.0, 64, 1e4), (8.0, 2048, 5e5)])
 def test_scaled_frequencies_are_those_of_transformers(kind: str, factor: float, original: int, theta: float) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaling = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original, "rope_theta": theta}
+    if kind == "llama3":
+        scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     theirs = transformers.LlamaConfig(
         hidden_size=256,
         num_attention_heads=4,
@@ -156,7 +158,7 @@ def test_scaled_frequencies_are_those_of_transformers(kind: str, factor: float, 
         rope_parameters=scaling,
     )
     wanted, sharpness = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"))
-    extra = {"original": original} if kind == "yarn" else {}
+    extra = {"original": original} if kind != "linear" else {}
     ours = RopePosition.model_validate({"theta": theta, "scaling": {"kind": kind, "factor": factor} | extra})
     torch.testing.assert_close(frequencies(ours, 64).float(), wanted, rtol=1e-6, atol=0)
     assert temperature(ours) == pytest.approx(sharpness)
@@ -172,7 +174,7 @@ def test_the_larger_base_leaves_the_first_pair_and_interpolates_the_last() -> No
     assert ((plain / scaled)[1:] > (plain / scaled)[:-1]).all()
 
 
-@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn", "llama3"])
 def test_a_factor_of_one_is_no_scaling(kind: str) -> None:
     ours = RopePosition.model_validate({"scaling": {"kind": kind}})
     torch.testing.assert_close(frequencies(ours, 32), frequencies(RopePosition(), 32), rtol=1e-14, atol=0)

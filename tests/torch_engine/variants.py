@@ -23,6 +23,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "soft cap, padded vocabulary": {"logit_softcap": 3.0, "vocab_multiple": 8},
     "no position": {"position": {"kind": "none"}},
     "qk-norm": {"attention": {"qk_norm": True}},
+    "qk-norm with factors, wide heads": {
+        "attention": {"qk_norm": "scaled", "head_width": 12, "n_kv_head": 2},
+        "position": {"kind": "rope"},
+        "n_embd": 30,
+    },
+    "biases of queries, keys and values": {"attention": {"qkv_bias": True, "n_kv_head": 2}},
     "grouped queries": {"attention": {"n_kv_head": 2}},
     "multi-query": {"attention": {"n_kv_head": 1}},
     "sliding windows": {"attention": {"window": 5, "pattern": "SL"}, "position": {"kind": "rope"}},
@@ -34,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope, linear": {"position": {"kind": "rope", "scaling": {"kind": "linear", "factor": 2.0}}},
     "rope, yarn": {"position": {"kind": "rope", "scaling": {"kind": "yarn", "factor": 2.0, "original": 12}}},
     "rope, ntk": {"position": {"kind": "rope", "scaling": {"kind": "ntk", "factor": 2.0}}},
+    "rope, llama3": {"position": {"kind": "rope", "scaling": {"kind": "llama3", "factor": 4.0, "original": 96}}},
     "shared keys and values": {"attention": {"share_kv": 2, "n_kv_head": 2, "qk_norm": True}},
     "shared, in windows": {
         "attention": {"share_kv": 3, "window": 7, "pattern": "LS", "sinks": True},

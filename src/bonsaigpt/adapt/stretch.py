@@ -16,7 +16,7 @@ from bonsaigpt.config import ModelConfig, RopePosition, RunConfig, derive, valid
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.structure import structures
 
-__all__ = ["RopeKind", "stretched_arrays", "stretched_config", "stretched_model"]
+__all__ = ["RopeKind", "fitted_arrays", "stretched_arrays", "stretched_config", "stretched_model"]
 
 RopeKind = Literal["linear", "ntk", "yarn"]
 _LEARNED = "transformer.wpe.weight"
@@ -44,8 +44,8 @@ def stretched_model(model: ModelConfig, block_size: int, rope: RopeKind | None =
         changes: dict[str, Any] = {"kind": kind}
         if kind != "none":
             changes["factor"] = before * block_size / model.block_size
-        if kind == "yarn":
-            kept = scaling.model_dump(include={"original", "fast", "slow"}) if scaling.kind == "yarn" else {}
+        if kind in ("yarn", "llama3"):
+            kept = scaling.model_dump(include={"original", "fast", "slow"}) if scaling.kind == kind else {}
             changes |= {"original": round(model.block_size / before)} | kept
         return _with(model, block_size, {"position": position.model_dump() | {"scaling": changes}})
     if rope is not None:
@@ -90,6 +90,14 @@ def stretched_config(
         "eval_interval": min(config.train.eval_interval, max(1, steps // 4)),
     }
     return derive(config, model=model.model_dump(exclude_none=True), optim=optim, train=train)
+
+
+def fitted_arrays(arrays: Arrays, old: ModelConfig, new: ModelConfig) -> Arrays:
+    """Weights for another context: learned positions beyond a shorter one are left out, for a longer one they are
+    interpolated."""
+    if new.position.kind == "learned" and new.block_size < old.block_size:
+        return arrays | {_LEARNED: arrays[_LEARNED][: new.block_size]}
+    return arrays if new.block_size == old.block_size else stretched_arrays(arrays, old, new)
 
 
 def stretched_arrays(arrays: Arrays, old: ModelConfig, new: ModelConfig) -> Arrays:

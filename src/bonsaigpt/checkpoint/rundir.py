@@ -83,7 +83,7 @@ class RunDirectory:
         if not (path / "config.toml").is_file():
             if path.is_dir():
                 raise CheckpointError(
-                    f"{path} is not a run (it has no config.toml): give the folder of a run, or of a GPT-2 in Hugging "
+                    f"{path} is not a run (it has no config.toml): give the folder of a run, or of a model in Hugging "
                     "Face's format"
                 )
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

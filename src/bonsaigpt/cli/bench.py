@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
         _EXAMPLE,
     )
     parser.add_argument("what", choices=["decode"], help="what to measure")
-    parser.add_argument("model", nargs="?", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder")
+    parser.add_argument("model", nargs="?", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), help="a size by name, with fresh weights, instead of a run"
     )

@@ -81,7 +81,7 @@ def _parser() -> Parser:
         "Talk with a model, best one that was trained on dialogues. The history stays in its cache.",
         _EXAMPLE,
     )
-    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
     parser.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens of an answer (default: 200)")
     group = parser.add_argument_group("template", "How the dialogue is written down; as in the texts of the training.")
     group.add_argument("--system", default="", metavar="TEXT", help="before the first turn (default: nothing)")

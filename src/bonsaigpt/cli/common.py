@@ -26,7 +26,7 @@ from bonsaigpt.config import ModelConfig, RunConfig, setting_docs, setting_names
 from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
-from bonsaigpt.interop import is_gpt2_folder, read_gpt2
+from bonsaigpt.interop import is_model_folder, read_folder
 
 __all__ = [
     "Opened",
@@ -216,6 +216,7 @@ class Opened:
     weights: Arrays
     tokenizer: Tokenizer
     run: RunDirectory | None
+    """None: it is of another program, and the label is its place."""
     step: int | None
 
     def on(self, placement: argparse.Namespace) -> tuple[Engine, Any]:
@@ -260,25 +261,26 @@ def named_tokenizer(address: str, runs: Path) -> Tokenizer:
 
 
 def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
-    """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a GPT-2 folder of Hugging Face's.
+    """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a folder in Hugging Face's format.
 
     Raises:
         CheckpointError: nothing there, damaged, or of a kind that cannot be read.
     """
     place, which = split_address(address)
     path = run_folder(place, runs)
-    if is_gpt2_folder(path):
-        config, weights = read_gpt2(path)
+    if is_model_folder(path):
+        config, weights = read_folder(path)
         tokenizer = open_tokenizer(path)
+        _check_tokenizer(tokenizer, config, path)
+        if tokenizer.vocab_size < config.vocabulary:  # rows that no token has are padding, never seen nor written
+            padded = {"vocab_size": tokenizer.vocab_size, "vocab_multiple": config.vocabulary}
+            config = config.model_copy(update=padded)
         return Opened(label=str(path), config=config, weights=weights, tokenizer=tokenizer, run=None, step=None)
     run = RunDirectory.open(path)
     checkpoint = run.load(which, optimizer=False)
     tokenizer = run.tokenizer
     config = run.config.model
-    if tokenizer.vocab_size > config.vocabulary:
-        raise CheckpointError(
-            f"{path}/tokenizer.json has {tokenizer.vocab_size} tokens, the model {config.vocabulary}: restore it"
-        )
+    _check_tokenizer(tokenizer, config, path)
     return Opened(
         label=f"{path}@{checkpoint.state['step']}",
         config=config,
@@ -287,6 +289,13 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
         run=run,
         step=checkpoint.state["step"],
     )
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
+    if tokenizer.vocab_size > config.vocabulary:
+        raise CheckpointError(
+            f"{path}/tokenizer.json has {tokenizer.vocab_size} tokens, the model {config.vocabulary}: restore it"
+        )
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:

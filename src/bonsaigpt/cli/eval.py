@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
         "Loss (nats a token), perplexity and bits per byte, every target scored exactly once.",
         _EXAMPLE,
     )
-    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
     parser.add_argument("--text", type=Path, metavar="FILE", help="score this text instead of the validation split")
     parser.add_argument(
         "--weights",

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from bonsaigpt import __version__, recipes
-from bonsaigpt.cli.common import progress_bar, whisper
+from bonsaigpt.cli.common import Opened, progress_bar, whisper
 from bonsaigpt.config import RunConfig, derive, validate
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.prepare import open_source
@@ -19,7 +19,7 @@ from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.processes import Process
 
-__all__ = ["as_run", "environment_of", "make_engine", "open_data", "with_overrides", "with_vocabulary"]
+__all__ = ["as_run", "environment_of", "make_engine", "open_data", "with_model_of", "with_overrides", "with_vocabulary"]
 
 
 def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
@@ -35,6 +35,17 @@ def as_run(recipe: str, runs: Path, *, resume: bool) -> Path | None:
 def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     """A run's configuration with the settings that were given as flags on top."""
     return validate(recipes.merge(config.model_dump(exclude_none=True), overrides), origin="the given settings")
+
+
+def with_model_of(config: RunConfig, opened: Opened, overrides: dict[str, Any]) -> RunConfig:
+    """The configuration with the model and the tokenizer that the folder of another program brings, and the flags on
+    top. The context stays the recipe's where that is shorter: memory and work of a step are its business."""
+    data = config.model_dump(exclude_none=True)
+    block = min(config.model.block_size, opened.config.block_size)
+    data["model"] = opened.config.model_dump(exclude_none=True) | {"block_size": block}
+    if "tokenizer" in data["data"]:
+        data["data"]["tokenizer"] = {"kind": "file", "path": opened.label}
+    return validate(recipes.merge(data, overrides), origin="the given settings")
 
 
 def make_engine(config: RunConfig, process: Process | None = None) -> Engine:

@@ -109,7 +109,7 @@ def run(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("sample", "Continue a prompt. The text goes to standard output, streamed as it is made.", _EXAMPLE)
-    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
     parser.add_argument("--prompt", default="\n", help="text, @FILE, or - for standard input (default: a new line)")
     parser.add_argument("--tokens", type=int, default=300, metavar="N", help="new tokens at most (default: 300)")
     parser.add_argument("--samples", type=int, metavar="N", help="how many continuations (default: 1)")

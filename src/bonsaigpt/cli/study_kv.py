@@ -98,7 +98,7 @@ def _parser() -> Parser:
         "training.",
         _EXAMPLE,
     )
-    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
     parser.add_argument("--text", type=Path, metavar="FILE", help="read this text instead of the validation split")
     parser.add_argument(
         "--policy",

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bonsaigpt import recipes
+from bonsaigpt.adapt import fitted_arrays
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory, check_weights
 from bonsaigpt.checkpoint.files import read_state
 from bonsaigpt.cli.common import (
@@ -33,6 +34,7 @@ from bonsaigpt.cli.experiment import (
     make_engine,
     open_data,
     whisper,
+    with_model_of,
     with_overrides,
     with_vocabulary,
 )
@@ -58,6 +60,7 @@ __all__ = ["run"]
 _EXAMPLE = """  bonsai train shakespeare-char --train.steps 500 --model.n_layer 4 --model.mlp.kind swiglu
   bonsai train runs/shakespeare-char --resume --train.steps 4000
   bonsai train shakespeare-char --name warm --init runs/shakespeare-char
+  bonsai train my-text --data.path my-texts --init models/gpt2 --optim.lr 5e-5
   bonsai train shakespeare-char --dry-run --model.n_layer 12"""
 
 
@@ -78,7 +81,12 @@ def run(argv: list[str]) -> int:
         action="store_true",
         help="tell what the run would be, and train nothing: size, memory, work, time, disk, final loss",
     )
-    parser.add_argument("--init", metavar="RUN", help="start from the weights of another run (RUN, RUN@last, RUN@500)")
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="start from the weights of another run (RUN, RUN@last, RUN@500), or of a folder in Hugging Face's format, "
+        "which brings model and tokenizer",
+    )
     runs_folder(parser)
     source = add_settings(parser)
     arguments = parser.parse(argv)
@@ -145,22 +153,28 @@ class _Session:
             return self.resume(target, finished_is_fine=True)
         if not arguments.dry_run:
             RunDirectory.refuse_existing(target)  # now: nothing is worse than a refusal after a long wait
-        engine = self._engine(config, "a new run")
         opened = open_model(arguments.init, runs=arguments.runs) if arguments.init else None
+        if opened is not None and opened.run is None:
+            config = with_model_of(config, opened, self.overrides)
+            model = f"model and tokenizer are those of {opened.label}"
+            if config.model.block_size != opened.config.block_size:
+                model += f", at a context of {config.model.block_size} tokens instead of {opened.config.block_size}"
+            whisper(self.console)(model)
+        engine = self._engine(config, "a new run")
         source = self._open_data(config, engine)
         config = with_vocabulary(config, source)
         check_teacher(config, source)
+        begin: Checkpoint | None = None
         if opened is not None:
-            check_weights(opened.weights, config.model, origin=opened.label)
+            weights = fitted_arrays(opened.weights, opened.config, config.model)
+            check_weights(weights, config.model, origin=opened.label)
             if opened.tokenizer.to_json() != source.tokenizer.to_json():
                 raise CheckpointError(
                     f"{opened.label} was trained with another tokenizer than this data has, so its ids mean other "
                     "text: train on the same data, or without --init"
                 )
             check_same_function(opened.config, config.model, origin=opened.label)
-        begin: Checkpoint | None = None
-        if opened is not None:
-            begin = Checkpoint(model=opened.weights, optimizer={}, state=start_state(source))
+            begin = Checkpoint(model=weights, optimizer={}, state=start_state(source))
         config, decisions = self._resolve(config, engine, source)
         if arguments.dry_run:
             return self._foresee(config, decisions, engine, source, RunDirectory(target), fresh=opened is None)

@@ -78,6 +78,7 @@ from bonsaigpt.config.optim import (
 from bonsaigpt.config.position import (
     LearnedPosition,
     LinearScaling,
+    Llama3Scaling,
     NoPosition,
     NoScaling,
     NTKScaling,
@@ -155,6 +156,7 @@ __all__ = [
     "LinearRamp",
     "LinearScaling",
     "LinearSchedule",
+    "Llama3Scaling",
     "LogitsDistill",
     "LowRankStructure",
     "MemoryConfig",

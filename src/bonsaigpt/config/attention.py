@@ -18,8 +18,13 @@ class SoftmaxAttention(Config):
     """Which attention."""
     n_kv_head: int | None = Field(default=None, ge=1)
     """Key/value heads, shared by groups of query heads; none means n_head (1 is multi-query attention)."""
-    qk_norm: bool = False
-    """RMS-normalise each query and key head before the positions are applied (Dehghani et al. 2023)."""
+    head_width: int | None = Field(default=None, ge=1)
+    """Channels of a head; none means n_embd / n_head (Qwen3 has more)."""
+    qkv_bias: bool = False
+    """Biases of queries, keys and values even where model.bias is false (Qwen2)."""
+    qk_norm: bool | Literal["scaled"] = False
+    """RMS-normalise each query and key head before the positions are applied (Dehghani et al. 2023); scaled: with a
+    learned factor for each channel (Qwen3)."""
     window: int | None = Field(default=None, ge=1)
     """Tokens that a query sees in layers with a short window, itself included; none means all before it."""
     pattern: str = Field(default="S", pattern="^[SL]+$")

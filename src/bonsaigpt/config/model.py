@@ -98,7 +98,7 @@ class ModelConfig(Config):
     n_head: int = Field(default=4, ge=1)
     """Query heads of each attention."""
     n_embd: int = Field(default=128, ge=1)
-    """Width of the residual stream; divisible by n_head."""
+    """Width of the residual stream; divisible by n_head, unless attention.head_width is given."""
     block_size: int = Field(default=64, ge=1)
     """Longest context, in tokens."""
     vocab_size: int | None = Field(default=None, ge=1)
@@ -142,7 +142,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.n_embd % self.n_head:
+        if self.own_head_width is None and self.n_embd % self.n_head:
             below = self.n_embd - self.n_embd % self.n_head
             near = " or ".join(str(n) for n in (below, below + self.n_head) if n)
             raise ValueError(
@@ -156,8 +156,8 @@ class ModelConfig(Config):
             )
         if self.position.kind == "rope" and self.head_width % 2 and self.rope_width == self.head_width:
             raise ValueError(
-                f"rope turns pairs of channels, but a head has {self.head_width} (model.n_embd / model.n_head): "
-                "choose them so that it is even"
+                f"rope turns pairs of channels, but a head has {self.head_width} (model.n_embd / model.n_head, or "
+                "model.attention.head_width): choose them so that it is even"
             )
         if self.position.kind == "rope" and self.position.scaling.kind == "ntk" and self.rope_width == 2:
             raise ValueError(
@@ -206,9 +206,14 @@ class ModelConfig(Config):
         return found or DenseStructure()
 
     @property
+    def own_head_width(self) -> int | None:
+        """The width of a head, if it is given; else it follows from n_embd."""
+        return self.attention.head_width if isinstance(self.attention, SoftmaxAttention) else None
+
+    @property
     def head_width(self) -> int:
         """K: channels of one head."""
-        return self.n_embd // self.n_head
+        return self.own_head_width or self.n_embd // self.n_head
 
     @property
     def n_kv_head(self) -> int:

@@ -11,6 +11,7 @@ from bonsaigpt.config.base import Config
 __all__ = [
     "LearnedPosition",
     "LinearScaling",
+    "Llama3Scaling",
     "NTKScaling",
     "NoPosition",
     "NoScaling",
@@ -78,7 +79,34 @@ class YarnScaling(Config):
         return self
 
 
-RopeScaling = Annotated[NoScaling | LinearScaling | NTKScaling | YarnScaling, Field(discriminator="kind")]
+class Llama3Scaling(Config):
+    """Llama 3.1's: slow pairs are interpolated and fast ones stay, as under YaRN, but with a ramp over the turns, and
+    scores as they are."""
+
+    kind: Literal["llama3"] = "llama3"
+    """Which scaling."""
+    factor: float = Field(default=1.0, ge=1.0)
+    """How many times longer the context is than the one trained at."""
+    original: int = Field(default=64, ge=1)
+    """The context trained at, in tokens."""
+    fast: float = Field(default=4.0, gt=0.0)
+    """Turns over that context from which on a pair stays as it is."""
+    slow: float = Field(default=1.0, gt=0.0)
+    """Turns over that context up to which a pair is interpolated in full; between the two, in part."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.slow >= self.fast:
+            raise ValueError(
+                f"slow pairs turn less than fast ones: scaling.slow = {self.slow} must be below scaling.fast = "
+                f"{self.fast}"
+            )
+        return self
+
+
+RopeScaling = Annotated[
+    NoScaling | LinearScaling | NTKScaling | YarnScaling | Llama3Scaling, Field(discriminator="kind")
+]
 
 
 class RopePosition(Config):

@@ -1,5 +1,5 @@
-"""Models of other programs: folders of Hugging Face format, read without that library."""
+"""Models of other programs, read without those programs."""
 
-from bonsaigpt.interop.huggingface import is_gpt2_folder, read_gpt2
+from bonsaigpt.interop.huggingface import is_model_folder, read_folder
 
-__all__ = ["is_gpt2_folder", "read_gpt2"]
+__all__ = ["is_model_folder", "read_folder"]

@@ -1,91 +1,92 @@
-"""GPT-2 in Hugging Face's format to our names. Its Conv1D matrices are (in, out), ours (out, in)."""
+"""A model's folder in Hugging Face's format, read without their library: settings, weights, tokenizer.
+
+Nothing of the folder is executed (``auto_map``, pickles), no file outside it is opened, and what it says of itself is
+checked before it is believed.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
-from bonsaigpt.checkpoint import Arrays, check_weights
-from bonsaigpt.config import GeluMLP, LayerNorm, ModelConfig
+from bonsaigpt.checkpoint import Arrays
+from bonsaigpt.config import ModelConfig
 from bonsaigpt.errors import CheckpointError
-from bonsaigpt.spec import parameters
+from bonsaigpt.interop.families import FAMILIES
+from bonsaigpt.interop.family import Family, Unmapped, entries
+from bonsaigpt.interop.tensor_files import Stored, stored_tensors
 
-__all__ = ["from_state_dict", "is_gpt2_folder", "model_config", "read_gpt2"]
-
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+__all__ = ["is_model_folder", "model_config", "read_folder"]
 
 
-def is_gpt2_folder(path: Path) -> bool:
+def is_model_folder(path: Path) -> bool:
     """Whether the folder looks like a saved model of the transformers library."""
     return (path / "config.json").is_file() and not (path / "config.toml").exists()
 
 
-def read_gpt2(path: Path) -> tuple[ModelConfig, Arrays]:
-    """The configuration and weights of a GPT-2 folder (config.json and model.safetensors).
+def read_folder(folder: Path) -> tuple[ModelConfig, Arrays]:
+    """The configuration and the weights of a model's folder, float32.
 
     Raises:
-        CheckpointError: another architecture, a pickle, or damaged files.
+        CheckpointError: a family or a setting that is not known here, a pickle, files that are damaged or that
+            contradict each other; the message names what.
     """
     try:
-        config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        theirs = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}/config.json cannot be read ({error})") from None
-    weights = path / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(
-            f"{path} has no model.safetensors; pickled weights (.bin, .pt) are never loaded: convert them with "
-            "save_pretrained(..., safe_serialization=True)"
-        )
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise CheckpointError(f"{weights} is damaged or not of float type ({error})") from None
-    ours = model_config(config, origin=str(path))
-    arrays = from_state_dict(tensors, ours)
-    check_weights(arrays, ours, origin=str(path))
-    return ours, arrays
-
-
-def model_config(config: dict[str, Any], *, origin: str) -> ModelConfig:
-    """Our configuration for one of theirs; what our blocks do not do is refused by name."""
-    if config.get("model_type") != "gpt2":
-        raise CheckpointError(f"{origin} is a '{config.get('model_type')}' model; only GPT-2 can be read so far")
-    approximate = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
-    activation = config.get("activation_function", "gelu_new")
-    odd = [k for k in ("scale_attn_by_inverse_layer_idx", "add_cross_attention") if config.get(k)]
-    if activation not in approximate or odd or config.get("scale_attn_weights", True) is False:
-        raise CheckpointError(f"{origin} uses {', '.join(odd) or activation}, which GPT-2's blocks here do not have")
-    try:
-        return ModelConfig(
-            n_layer=config["n_layer"],
-            n_head=config["n_head"],
-            n_embd=config["n_embd"],
-            block_size=config["n_positions"],
-            vocab_size=config["vocab_size"],
-            bias=True,
-            tie_embeddings=config.get("tie_word_embeddings", True),
-            mlp=GeluMLP(hidden=config.get("n_inner"), approximate=approximate[activation]),  # type: ignore[arg-type]
-            norm=LayerNorm(eps=config.get("layer_norm_epsilon", 1e-5)),
-        )
-    except (KeyError, ValueError) as error:  # pydantic's errors are ValueErrors
-        raise CheckpointError(f"{origin}/config.json does not describe a GPT-2 ({error}): restore it") from None
-
-
-def from_state_dict(tensors: dict[str, np.ndarray], config: ModelConfig) -> Arrays:
-    """Their tensors under our names and orientation, float32; their mask buffers are left out."""
-    named = {
-        name if name.startswith(("transformer.", "lm_head")) else f"transformer.{name}": a
-        for name, a in tensors.items()
-    }
+        raise CheckpointError(f"{folder}/config.json cannot be read ({error})") from None
+    family, config = model_config(theirs, origin=str(folder))
+    stored = _under_full_names(family, stored_tensors(folder))
+    _check_sizes(config, stored, origin=str(folder))
     arrays: Arrays = {}
-    for param in parameters(config):
-        if param.tied_to is None and param.name in named:
-            array = named[param.name]
-            turned = array.T if param.name.endswith(_TRANSPOSED) else array
-            arrays[param.name] = np.ascontiguousarray(turned, dtype=np.float32)
-    return arrays
+    for entry in entries(family, config):
+        for name, shape in zip(entry.theirs, entry.shapes, strict=True):
+            if name not in stored:
+                raise CheckpointError(f"{folder} has no tensor {name}, which its config.json calls for: restore it")
+            if stored[name].shape != shape:
+                raise CheckpointError(
+                    f"{name} of {folder} has shape {stored[name].shape}, its config.json says {shape}: restore it"
+                )
+        arrays[entry.ours] = entry.join([stored.pop(name).read() for name in entry.theirs], origin=str(folder))
+    if config.tie_embeddings:
+        stored.pop("lm_head.weight", None)  # a copy
+    if left := sorted(name for name in stored if not name.endswith(family.buffers)):
+        raise CheckpointError(f"{folder} holds {left[0]}, which a {family.model_type} of its config.json does not have")
+    return config, arrays
+
+
+def model_config(theirs: dict[str, Any], *, origin: str) -> tuple[Family, ModelConfig]:
+    """The family and our configuration of a ``config.json``; what our blocks do not do is refused by name."""
+    name = str(theirs.get("model_type"))
+    if name not in FAMILIES:
+        raise CheckpointError(f"{origin} is a '{name}' model: {', '.join(FAMILIES)} can be read (SmolLM is a llama)")
+    if theirs.get("quantization_config"):
+        raise CheckpointError(f"{origin} is quantised (quantization_config): fetch or save the model in whole numbers")
+    try:
+        return FAMILIES[name], ModelConfig.model_validate(FAMILIES[name].read(theirs))
+    except Unmapped as unmapped:
+        raise CheckpointError(f"{origin} has {unmapped}, which the blocks here do not know") from None
+    except KeyError as error:
+        raise CheckpointError(f"{origin}/config.json does not say {error.args[0]}: restore it") from None
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:  # pydantic's errors are ValueErrors
+        raise CheckpointError(f"{origin}/config.json does not describe a {name} ({error}): restore it") from None
+
+
+def _under_full_names(family: Family, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """A file of the bare model, which has no head, leaves the beginning of its names out."""
+    if any(name.startswith(family.left_out) for name in stored):
+        return stored
+    return {name if name == "lm_head.weight" else family.left_out + name: each for name, each in stored.items()}
+
+
+def _check_sizes(config: ModelConfig, stored: dict[str, Stored], *, origin: str) -> None:
+    """Before a table of the parameters is made: it would be as long as a lie about them."""
+    values = sum(math.prod(each.shape) for each in stored.values())
+    for name in ("n_layer", "n_head", "n_embd", "vocabulary", "hidden"):
+        if getattr(config, name) > values:
+            raise CheckpointError(
+                f"the config.json of {origin} says {getattr(config, name):,} ({name}), but its files hold {values:,} "
+                "numbers in all: restore it"
+            )

@@ -185,7 +185,10 @@ class Attention(nn.Module):
         self.qk_eps = config.norm.eps if setting.qk_norm else None
         self.neighbours = config.position.kind == "rope" and config.position.pairs == "neighbours"
         path = f"transformer.h.{layer}.attn"
-        self.c_attn = Linear(made[f"{path}.c_attn.weight"], bias=config.bias)
+        self.c_attn = Linear(made[f"{path}.c_attn.weight"], bias=config.bias or setting.qkv_bias)
+        scaled = setting.qk_norm == "scaled"
+        self.q_norm = nn.Parameter(torch.empty(self.head_width)) if scaled else None
+        self.k_norm = nn.Parameter(torch.empty(self.head_width)) if scaled and self.has_own else None
         self.sinks = nn.Parameter(torch.empty(config.n_head)) if setting.sinks else None
         self.c_proj = Linear(made[f"{path}.c_proj.weight"], bias=config.bias)
 
@@ -199,7 +202,15 @@ class Attention(nn.Module):
         qk_BTHK, v_BTGK = heads_BTHK.split([self.n_head + own, own], dim=2)
         if self.qk_eps is not None:
             qk_BTHK = rms_norm(qk_BTHK, None, self.qk_eps)
+            if self.q_norm is not None:
+                qk_BTHK = qk_BTHK * self._qk_scales_HK(self.q_norm)
         return qk_BTHK, v_BTGK
+
+    def _qk_scales_HK(self, q_norm: Tensor) -> Tensor:
+        queries_HK = q_norm.expand(self.n_head, -1)
+        if self.k_norm is None:
+            return queries_HK
+        return torch.cat((queries_HK, self.k_norm.expand(self.n_kv_head, -1)))
 
     def queries_keys_values(self, x_BTD: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
         """What the layer makes of its input, normalised and turned: queries (B, H, T, K), and twice (B, G, S, K), S

@@ -2,7 +2,7 @@
 
 A pair is channels (i, i + K/2), as in GPT-NeoX, Hugging Face and their Llama, or the neighbours (2i, 2i + 1), as in the
 paper and GPT-J; the two differ by a fixed order of the channels of queries and keys. For contexts longer than the one
-trained at the frequencies are scaled, in one of three ways.
+trained at the frequencies are scaled, in one of four ways.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from bonsaigpt.config import LinearScaling, NTKScaling, RopePosition, YarnScaling
+from bonsaigpt.config import LinearScaling, Llama3Scaling, NTKScaling, RopePosition, YarnScaling
 
 __all__ = ["frequencies", "rotation", "temperature"]
 
@@ -27,6 +27,8 @@ def frequencies(position: RopePosition, width: int) -> Tensor:
         return (theta * scaling.factor ** (width / (width - 2))) ** -exponent
     if isinstance(scaling, YarnScaling):
         return _by_parts(scaling, theta, width, theta**-exponent)
+    if isinstance(scaling, Llama3Scaling):
+        return _by_turns(scaling, theta**-exponent)
     return theta**-exponent
 
 
@@ -43,6 +45,13 @@ def _by_parts(scaling: YarnScaling, theta: float, width: int, plain: Tensor) -> 
     numbers = torch.arange(width // 2, dtype=torch.float64)
     interpolated = ((numbers - low) / max(high - low, 0.001)).clamp(0, 1)
     return plain * (1 - interpolated) + plain / scaling.factor * interpolated
+
+
+def _by_turns(scaling: Llama3Scaling, plain: Tensor) -> Tensor:
+    """Llama 3.1's frequencies (``apply_scaling`` in Meta's models/llama3/reference_impl/model.py)."""
+    turns = scaling.original * plain / (2 * math.pi)
+    kept = ((turns - scaling.slow) / (scaling.fast - scaling.slow)).clamp(0, 1)
+    return plain * kept + plain / scaling.factor * (1 - kept)
 
 
 def temperature(position: RopePosition) -> float:

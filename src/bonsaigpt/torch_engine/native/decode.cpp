@@ -16,8 +16,9 @@ extern "C" {
 struct Layer {
     Matrix c_attn, attn_proj, c_gate, c_fc, mlp_proj;
     const float *ln_1, *ln_1_bias, *ln_2, *ln_2_bias;
-    const float* sinks;  // a score for each head, or null
-    int64_t window;      // tokens that a query sees, itself included, or 0: all
+    const float *q_norm, *k_norm;  // a factor for each channel of normalised queries and keys, or null
+    const float* sinks;            // a score for each head, or null
+    int64_t window;                // tokens that a query sees, itself included, or 0: all
 };
 
 struct Model {
@@ -215,12 +216,13 @@ class Decoder {
         }
     }
 
-    void prepare(float* head, int64_t position) const {
+    void prepare(float* head, int64_t position, const float* scale) const {
         if (m_.qk_norm) {
             float square = 0;
             for (int64_t k = 0; k < m_.head_width; k++) square += head[k] * head[k];
             float inverse = 1.0f / std::sqrt(square / m_.head_width + m_.eps);
             for (int64_t k = 0; k < m_.head_width; k++) head[k] *= inverse;
+            for (int64_t k = 0; scale && k < m_.head_width; k++) head[k] *= scale[k];
         }
         if (m_.rope != NONE) turn(head, position);
     }
@@ -233,7 +235,9 @@ class Decoder {
     void remember(int64_t layer, int64_t token, bool asked) {
         int64_t width = m_.head_width, position = positions_[token];
         float* heads = &qkv_[token * qkv_width_];
-        for (int64_t h = asked ? 0 : m_.heads; h < m_.heads + m_.kv_heads; h++) prepare(heads + h * width, position);
+        const Layer& own = layers_[layer];
+        for (int64_t h = asked ? 0 : m_.heads; h < m_.heads + m_.kv_heads; h++)
+            prepare(heads + h * width, position, h < m_.heads ? own.q_norm : own.k_norm);
         for (int64_t g = 0; g < m_.kv_heads; g++) {
             const float* key = heads + (m_.heads + g) * width;
             const float* value = heads + (m_.heads + m_.kv_heads + g) * width;

@@ -181,7 +181,7 @@ def _structure(model: GPT, packed: Packed) -> Model:
         post_norm=config.norm_position == "post",
         mlp=_mlp(config),
         rope=ROPES[config.position.pairs] if isinstance(config.position, RopePosition) else ROPES["none"],
-        qk_norm=config.attention.qk_norm,
+        qk_norm=bool(config.attention.qk_norm),
         eps=config.norm.eps,
         softcap=config.logit_softcap,
         head_scale=1.0 / config.width_ratio,
@@ -206,7 +206,7 @@ def _layer(block: nn.Module, packed: Packed) -> Layer:
         packed.linear(block.mlp.c_fc),
         packed.linear(block.mlp.c_proj),
         *(packed.pointer(norm) for n in (block.ln_1, block.ln_2) for norm in (n.weight, n.bias)),
-        packed.pointer(block.attn.sinks),
+        *(packed.pointer(each) for each in (block.attn.q_norm, block.attn.k_norm, block.attn.sinks)),
         block.attn.window or 0,
     )
 

@@ -32,7 +32,8 @@ class Layer(ctypes.Structure):
 
     _fields_ = [
         *((name, Matrix) for name in ("c_attn", "attn_proj", "c_gate", "c_fc", "mlp_proj")),
-        *((name, c_void_p) for name in ("ln_1", "ln_1_bias", "ln_2", "ln_2_bias", "sinks")),
+        *((name, c_void_p) for name in ("ln_1", "ln_1_bias", "ln_2", "ln_2_bias")),
+        *((name, c_void_p) for name in ("q_norm", "k_norm", "sinks")),
         ("window", c_int64),
     ]
 

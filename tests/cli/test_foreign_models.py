@@ -1,0 +1,123 @@
+"""A folder in Hugging Face's format is a model like any other for the verbs, and `train --init` goes on from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bonsaigpt.adapt import fitted_arrays
+from bonsaigpt.checkpoint import RunDirectory
+from bonsaigpt.cli import main
+from bonsaigpt.cli.common import open_model
+from bonsaigpt.data.tokenizers import BpeTokenizer
+from bonsaigpt.interop import read_folder
+from bonsaigpt.interop.families import FAMILIES
+from bonsaigpt.interop.family import entries
+from bonsaigpt.interop.huggingface import model_config
+
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 12}
+QWEN = {
+    "model_type": "qwen2",
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "max_position_embeddings": 4096,
+}
+
+
+def made(folder: Path, text: str, told: dict[str, object], *, padding: int = 0) -> Path:
+    """A model's folder with random weights and a BPE of the text."""
+    tokenizer = BpeTokenizer.train([text], 270)
+    told = told | {"vocab_size": tokenizer.vocab_size + padding}
+    family, config = model_config(told, origin="here")
+    values = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_json())["tokenizer"]))
+    tensors = {
+        name: values.standard_normal(shape, dtype=np.float32) / 4
+        for entry in entries(FAMILIES[family.model_type], config)
+        for name, shape in zip(entry.theirs, entry.shapes, strict=True)
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bonsaigpt.cli.train._write_report", lambda *_: None)
+    (tmp_path / "text.txt").write_text(tiny_text.read_text())
+    return tmp_path
+
+
+TRAIN = ("train", "my-text", "--data.path", "text.txt", "--train.device", "cpu", "--train.batch_size", "2")
+STILL = ("--optim.lr", "1e-30", "--optim.weight_decay", "0", "--optim.matrices.kind", "adamw")
+QUICK = (
+    *STILL,
+    "--train.steps",
+    "1",
+    "--train.compile",
+    "off",
+    "--train.precision",
+    "fp32",
+    "--train.tensorboard",
+    "false",
+)
+
+
+def test_training_goes_on_from_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made(place / "models" / "small", (place / "text.txt").read_text(), GPT2)
+    _, theirs = read_folder(folder)
+    assert main([*TRAIN, *QUICK, "--init", "models/small", "--name", "on", "--model.dropout", "0.1"]) == 0
+    assert "model and tokenizer are those of models/small" in capsys.readouterr().out
+    run = RunDirectory.open(place / "runs" / "on")
+    begun = run.load("1").model
+    assert begun.keys() == theirs.keys()
+    assert all(np.array_equal(begun[name], theirs[name]) for name in theirs)
+    assert (run.config.model.block_size, run.config.model.dropout, run.config.model.bias) == (12, 0.1, True)
+    assert run.tokenizer.to_json() == open_model("models/small").tokenizer.to_json()
+    assert main([*TRAIN, *QUICK, "--init", "models/small", "--name", "short", "--model.block_size", "8"]) == 0
+    assert "at a context of 8 tokens instead of 12" in capsys.readouterr().out
+    cut = RunDirectory.open(place / "runs" / "short").load("1").model["transformer.wpe.weight"]
+    assert np.array_equal(cut, theirs["transformer.wpe.weight"][:8])
+    longer = fitted_arrays(theirs, run.config.model, run.config.model.model_copy(update={"block_size": 24}))
+    assert np.array_equal(longer["transformer.wpe.weight"][::2], theirs["transformer.wpe.weight"])
+
+
+def test_rows_of_no_token_are_padding(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Qwen's embedding has more rows than its tokenizer tokens; and a recipe's context stays where it is shorter."""
+    made(place / "qwen", (place / "text.txt").read_text(), QWEN, padding=50)
+    opened = open_model("qwen")
+    assert opened.config.vocabulary == opened.tokenizer.vocab_size
+    assert opened.config.vocabulary_rows == opened.tokenizer.vocab_size + 50 == len(opened.weights["lm_head.weight"])
+    (place / "short.toml").write_text('extends = "my-text"\n[model]\nblock_size = 16\n')
+    train = [word.replace("my-text", "short.toml") for word in TRAIN]
+    assert main([*train, *QUICK, "--init", "qwen", "--name", "on"]) == 0
+    run = RunDirectory.open(place / "runs" / "on")
+    assert run.config.model.block_size == 16
+    assert run.config.model.attention.kind == "softmax"
+    assert run.config.model.attention.qkv_bias
+    capsys.readouterr()
+    assert main(["sample", "qwen", "--prompt", "the cat", "--tokens", "8", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("the cat")
+    assert main(["eval", "qwen", "--text", "text.txt", "--device", "cpu"]) == 0
+
+
+def test_what_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made(place / "small", (place / "text.txt").read_text(), GPT2)
+    bytes_too = ["--data.tokenizer.kind", "bytes"]
+    assert main([*TRAIN, *QUICK, "--init", "small", "--name", "no", *bytes_too]) == 2
+    assert "another tokenizer" in capsys.readouterr().err
+    assert main([*TRAIN, *QUICK, "--init", "small", "--name", "no", "--model.n_embd", "32"]) == 2
+    assert "n_embd" in (told := capsys.readouterr().err) or "shape" in told
+    (folder / "tokenizer.json").unlink()
+    assert main([*TRAIN, *QUICK, "--init", "small", "--name", "no"]) == 2
+    assert "tokenizer" in capsys.readouterr().err
+    assert not (place / "runs").exists()
