@@ -11,12 +11,14 @@ __all__ = ["run"]
 _STUDIES = {
     "batch": "many short sequences in a step, or few long ones: loss, time and memory of pairs with equal tokens",
     "compress": "which structure a run should be stored in: loss, size and speed at equal values, healed or not",
+    "context": "how far a model reads past the context it was trained at, what helps, and how many steps that takes",
     "kv": "what the key/value cache costs: bits held against loss of many policies, and a search within a budget",
     "lr": "the learning rate: short trainings at several multiples of the recipe's, and the flags to type",
 }
 
 _EXAMPLE = """  bonsai study batch shakespeare-char --seeds 3
   bonsai study lr shakespeare-char --seeds 3
+  bonsai study context short long
   bonsai study kv runs/shakespeare-char --max-loss 0.05
   bonsai study compress runs/shakespeare-char --seeds 5"""
 

@@ -41,7 +41,7 @@ from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
 from bonsaigpt.torch_engine.states import load_optimizer, make_state
-from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, train_step
+from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, token_losses, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory
 from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
@@ -252,6 +252,12 @@ class TorchEngine:
         if len(batch.tokens_BT) == 0:
             return 0.0, 0
         return evaluate_batch(model, batch, self.placement, self.pool, exact=exact, carried=memory)
+
+    def losses(
+        self, model: GPT, tokens_BT: np.ndarray, targets_BT: np.ndarray, *, memory: Carried | None = None
+    ) -> np.ndarray:
+        """Loss of every target in nats, (B, T) float64. ``memory``: as in ``evaluate``."""
+        return token_losses(model, tokens_BT, targets_BT, self.placement, carried=memory)
 
     # ------------------------------------------------------------------ a model alone
 

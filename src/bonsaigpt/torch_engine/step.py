@@ -1,4 +1,4 @@
-"""One optimizer step over micro-batches, and the evaluation of a batch."""
+"""One optimizer step over micro-batches, and the evaluation of a batch or of single tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import RunConfig
@@ -29,7 +30,7 @@ from bonsaigpt.torch_engine.teacher import Teacher
 from bonsaigpt.torch_engine.workers import WorkerPool
 from bonsaigpt.trace import Look
 
-__all__ = ["State", "StepMetrics", "evaluate_batch", "train_step"]
+__all__ = ["State", "StepMetrics", "evaluate_batch", "token_losses", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,31 @@ def evaluate_batch(
 
     scores = pool.map(score, cuts(tokens_BT.shape[0], most, pool.count))
     return sum(loss for loss, _ in scores), sum(right for _, right in scores)
+
+
+def token_losses(
+    model: GPT, tokens_BT: np.ndarray, targets_BT: np.ndarray, placement: Placement, *, carried: Carried | None = None
+) -> np.ndarray:
+    """Loss in nats of every target, (B, T) float64; see ``evaluate_batch``."""
+    model.eval()
+    found: list[np.ndarray] = []
+    T = tokens_BT.shape[1]
+    most = max(1, 2**25 // (T * max(model.config.vocabulary, T)))  # scores of a masked layer are T x T for each head
+    for start in range(0, len(tokens_BT), most):
+        part = slice(start, min(start + most, len(tokens_BT)))
+        tokens, targets = (
+            torch.from_numpy(np.ascontiguousarray(t[part], dtype=np.int64)).to(placement.device)
+            for t in (tokens_BT, targets_BT)
+        )
+        with torch.inference_mode():
+            carry = None if carried is None else carried.of(part, T)
+            with placement.autocast():
+                logits_BTV = model(tokens, carry=carry)
+            if carry is not None:
+                carry.keep()
+            losses_BT = F.cross_entropy(logits_BTV.float().mT, targets, reduction="none")
+        found.append(losses_BT.double().cpu().numpy())
+    return np.concatenate(found)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
