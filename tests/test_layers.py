@@ -29,7 +29,7 @@ FLOORS = [
     {"interop"},
     {"report"},
     {"study"},
-    {"cli", "__main__"},
+    {"api", "cli", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

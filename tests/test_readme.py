@@ -12,9 +12,11 @@ import shlex
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bonsaigpt import api
 from bonsaigpt.cli import VERBS, main
 from bonsaigpt.study.pool import Work
 from tests.data.dumps import Page, dump
@@ -28,6 +30,11 @@ def commands(page: str) -> list[list[str]]:
     blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("bonsai ")]
     return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def programs(page: str) -> list[str]:
+    """The Python blocks of the page."""
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
 def possible(found: list[list[str]]) -> list[list[str]]:
@@ -104,6 +111,25 @@ def test_the_readmes_shakespeare_commands_run(
     for command in [c for c in found if any("shakespeare" in word for word in c)]:
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
     assert (workshop / "runs" / "shakespeare-char" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_programs_run(page: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, compress = api.train, api.Run.compress
+    few = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.eval_interval": 2, "train.compile": "off"}
+
+    def quick_train(recipe: str, *, steps: int, settings: dict[str, Any], **more: Any) -> api.Run:
+        return train(recipe, steps=4, settings={**settings, **few}, **more)
+
+    monkeypatch.setattr("bonsaigpt.cli.train._write_report", lambda *_: None)
+    monkeypatch.setattr("bonsaigpt.api.train", quick_train)
+    monkeypatch.setattr(api.Run, "compress", lambda *a, heal, **more: compress(*a, heal=4, calibrate=400, **more))
+    found = programs((ROOT / page).read_text(encoding="utf-8"))
+    assert found
+    names: dict[str, Any] = {}
+    for program in found:
+        exec(program, names)
+    assert names["run"].history.finished
 
 
 def test_the_commands_of_sweeps_and_studies_run(

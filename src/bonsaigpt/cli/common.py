@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -37,6 +37,7 @@ __all__ = [
     "check_run_name",
     "count_from",
     "counts",
+    "home",
     "named_tokenizer",
     "number_above_zero",
     "open_model",
@@ -137,20 +138,25 @@ def settings(source: CliSettingsSource[Any], argv: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{error}: give single settings instead of a section, e.g. --model.n_layer 4.") from None
 
 
+def home(what: Literal["runs", "corpora"], given: Path | str | None = None) -> Path:
+    """The folder where runs or corpora live: the given one, else $BONSAI_RUNS or $BONSAI_CORPORA, else here."""
+    return Path(given or os.environ.get(f"BONSAI_{what.upper()}", what))
+
+
 def runs_folder(parser: argparse.ArgumentParser) -> None:
     """Add --runs and --corpora."""
     parser.add_argument(
         "--runs",
         type=Path,
         metavar="DIR",
-        default=Path(os.environ.get("BONSAI_RUNS", "runs")),
+        default=home("runs"),
         help="where runs live (default: $BONSAI_RUNS or ./runs)",
     )
     parser.add_argument(
         "--corpora",
         type=Path,
         metavar="DIR",
-        default=Path(os.environ.get("BONSAI_CORPORA", "corpora")),
+        default=home("corpora"),
         help="where token shards live (default: $BONSAI_CORPORA or ./corpora)",
     )
 

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.checkpoint.files import read_state
-from bonsaigpt.cli import train as train_verb
 from bonsaigpt.cli.common import (
     Opened,
     Parser,
@@ -25,6 +24,7 @@ from bonsaigpt.cli.common import (
 )
 from bonsaigpt.cli.compress_flags import add_flags
 from bonsaigpt.cli.experiment import environment_of, make_engine, open_data, with_overrides
+from bonsaigpt.cli.train import train_run
 from bonsaigpt.compress.candidates import Candidate
 from bonsaigpt.compress.plan import Plan, read_plan, write_plan
 from bonsaigpt.compress.planner import Option
@@ -47,7 +47,7 @@ from bonsaigpt.spec import parameter_count
 from bonsaigpt.train.resume import check_data
 from bonsaigpt.units import named, size
 
-__all__ = ["run"]
+__all__ = ["compress_run", "run"]
 
 _EXAMPLE = """  bonsai compress runs/shakespeare-char --dry-run --target-params 0.25
   bonsai compress runs/shakespeare-char --target-params 0.25 --heal 500 --distill --name quarter
@@ -62,6 +62,11 @@ _HEAL_LATER = 500
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    return compress_run(argv)[1]
+
+
+def compress_run(argv: list[str]) -> tuple[RunDirectory | None, int]:
+    """What the verb does; the new run, none of --dry-run, and the exit code of its healing."""
     parser = Parser(
         "compress",
         "Make a trained run smaller: structured weights in place of dense ones, one block at a time, each fitted to "
@@ -88,7 +93,7 @@ def run(argv: list[str]) -> int:
     plan = job.plan(subject, parent)
     if arguments.dry_run:
         console.print("nothing was compressed, and no run was written", highlight=False)
-        return 0
+        return None, 0
     compressed = job.replace(subject, plan)
     config = job.healing(parent, compressed)
     environment = environment_of(subject.engine, subject.source, "compress", argv)
@@ -105,14 +110,14 @@ def run(argv: list[str]) -> int:
     console.print(f"{made.path}: {job.summary(compressed)}", highlight=False, markup=False)
     if not arguments.heal:
         console.print(f"heal it with: bonsai train {made.path} --resume", highlight=False, markup=False)
-        return 0
+        return made, 0
     folders = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
-    code = train_verb.run([str(made.path), "--resume", *folders])
+    _, code = train_run([str(made.path), "--resume", *folders])
     if (last := made.last()) is not None and code == 0:
         best, dense = read_state(last)["best_loss"], compressed.dense_loss
         words = f"dense {dense:.4f}, compressed {compressed.loss:.4f}, healed {best:.4f} ({best - dense:+.4f} nats)"
         console.print(words, highlight=False)
-    return code
+    return made, code
 
 
 @dataclass(frozen=True)

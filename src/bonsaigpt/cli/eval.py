@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from bonsaigpt.cli.common import Opened, Parser, add_placement, count_from, open_model, progress_bar, runs_folder
 from bonsaigpt.cli.sampling_flags import add_kv
-from bonsaigpt.config import HiddenMemory, KeyValueMemory, MemoryConfig, NoMemory, memory_flaw
+from bonsaigpt.config import HiddenMemory, KeyValueMemory, KVConfig, MemoryConfig, ModelConfig, NoMemory, memory_flaw
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.corpora.document import read_document
 from bonsaigpt.data.plan import BatchPlan
@@ -23,13 +24,13 @@ from bonsaigpt.engines import Engine
 from bonsaigpt.errors import ConfigError, DataError, GenerateError
 from bonsaigpt.kv import write_policy
 from bonsaigpt.measure import evaluate
-from bonsaigpt.measure.kv import contiguous, score_policy
-from bonsaigpt.measure.kv_answers import score_answers
+from bonsaigpt.measure.kv import KVScore, contiguous, score_policy
+from bonsaigpt.measure.kv_answers import KVAnswers, score_answers
 from bonsaigpt.train.callbacks.console import score_line
 from bonsaigpt.train.resume import check_data
 from bonsaigpt.units import named
 
-__all__ = ["run", "source_of"]
+__all__ = ["memory_of", "run", "score_through", "source_of", "window_source"]
 
 _EXAMPLE = """  bonsai eval runs/shakespeare-char
   bonsai eval runs/shakespeare-char@last --text sonnets.txt --json
@@ -70,7 +71,7 @@ def run(argv: list[str]) -> int:
         raise GenerateError("--kv and --memory cannot go together: a cache policy already says what is remembered")
     opened = open_model(arguments.model, runs=arguments.runs)
     source = source_of(opened, arguments.text, arguments.corpora)
-    memory = opened.config, _memory(opened, arguments.memory)
+    memory = opened.config, memory_of(opened, arguments.memory)
     engine, model = opened.on(arguments)
     if arguments.kv is not None:
         return _through_cache(arguments, opened, engine, model, source)
@@ -89,8 +90,12 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _memory(opened: Opened, tokens: int | None) -> MemoryConfig:
-    """The run's memory, or one of another length."""
+def memory_of(opened: Opened, tokens: int | None) -> MemoryConfig:
+    """The run's memory, or one of another length.
+
+    Raises:
+        ConfigError: this model cannot remember so much.
+    """
     trained = opened.run.config.train.memory if opened.run is not None else NoMemory()
     if tokens is None:
         return trained
@@ -105,31 +110,45 @@ def _memory(opened: Opened, tokens: int | None) -> MemoryConfig:
 def _through_cache(
     arguments: argparse.Namespace, opened: Opened, engine: Engine, model: Any, source: BatchSource
 ) -> int:
-    """The loss through a cache policy; of a task, its answers."""
+    """Print the loss through a cache policy; of a task, its answers."""
     policy = write_policy(arguments.kv)
     with progress_bar(Console(stderr=True)) as advance:
-        if source.exact_match:
-            [found] = score_answers(engine, model, opened.config, [arguments.kv], source, advance=advance)
-            line = (
-                f"exact {found.exact:.2%}  through {policy}: {100 * found.exact_lost:.2f} ± "
-                f"{100 * found.margin:.2f} points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem "
-                f"in 16 bits  ({named(found.problems, 'problem')})"
-            )
-        else:
-            found = score_policy(engine, model, opened.config, arguments.kv, contiguous(source), advance=advance)
-            line = (
-                f"loss {found.loss:.4f}  through {policy}: {found.loss_added:+.5f} ± {found.margin:.5f} nats, "
-                f"{found.bits:,.0f} bits held, 1/{found.factor:.2f} of a block in 16 bits  "
-                f"({named(found.tokens, 'token')} in pieces of {found.piece:,})"
-            )
+        found = score_through(engine, model, opened.config, arguments.kv, source, advance=advance)
+    if isinstance(found, KVAnswers):
+        line = (
+            f"exact {found.exact:.2%}  through {policy}: {100 * found.exact_lost:.2f} ± "
+            f"{100 * found.margin:.2f} points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem "
+            f"in 16 bits  ({named(found.problems, 'problem')})"
+        )
+    else:
+        line = (
+            f"loss {found.loss:.4f}  through {policy}: {found.loss_added:+.5f} ± {found.margin:.5f} nats, "
+            f"{found.bits:,.0f} bits held, 1/{found.factor:.2f} of a block in 16 bits  "
+            f"({named(found.tokens, 'token')} in pieces of {found.piece:,})"
+        )
     about = {"model": opened.label, "kv": policy, **asdict(found)}
     print(json.dumps(about) if arguments.json else f"{opened.label}  {line}")
     return 0
 
 
+def score_through(
+    engine: Engine,
+    model: Any,
+    config: ModelConfig,
+    kv: KVConfig,
+    source: BatchSource,
+    *,
+    advance: Callable[[str, int, int], None] | None = None,
+) -> KVScore | KVAnswers:
+    """A validation split read through a cache policy: the loss of a text, the answers of a task."""
+    if source.exact_match:
+        return score_answers(engine, model, config, [kv], source, advance=advance)[0]
+    return score_policy(engine, model, config, kv, contiguous(source), advance=advance)
+
+
 def source_of(opened: Opened, text: Path | None, corpora: Path) -> BatchSource:
     """What a model is scored on: the text of a file, or the validation split of its own data."""
-    return _text_source(opened, text) if text else _run_source(opened, corpora)
+    return window_source(opened, read_document(text).text, origin=str(text)) if text else _run_source(opened, corpora)
 
 
 def _run_source(opened: Opened, corpora: Path) -> BatchSource:
@@ -140,12 +159,17 @@ def _run_source(opened: Opened, corpora: Path) -> BatchSource:
     return source
 
 
-def _text_source(opened: Opened, text: Path) -> BatchSource:
-    """The whole text as a validation split, in the model's own tokens."""
-    ids = opened.tokenizer.encode(read_document(text).text)
+def window_source(opened: Opened, text: str, *, origin: str) -> BatchSource:
+    """The whole text as a validation split, in the model's own tokens.
+
+    Raises:
+        DataError: it has not two tokens.
+        TokenizerError: a character outside the vocabulary.
+    """
+    ids = opened.tokenizer.encode(text)
     block = min(opened.config.block_size, len(ids) - 1)
     if block < 1:
-        raise DataError(f"{text} has {named(len(ids), 'token')}: scoring needs at least two.")
+        raise DataError(f"{origin} has {named(len(ids), 'token')}: scoring needs at least two.")
     return TokenBatches(
         train=TokenStream.of(ids),
         val=TokenStream.of(ids),
@@ -153,5 +177,5 @@ def _text_source(opened: Opened, text: Path) -> BatchSource:
         order="shuffled",
         seed=0,
         plan=BatchPlan(batch_size=1, block_size=block),
-        fingerprint=str(text),
+        fingerprint=origin,
     )

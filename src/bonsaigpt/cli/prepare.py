@@ -12,10 +12,11 @@ from bonsaigpt import recipes
 from bonsaigpt.cli.common import Parser, add_settings, count_from, progress_bar, runs_folder, settings
 from bonsaigpt.config import DataConfig, MixtureData, PreparedData, RunConfig, TextData, validate
 from bonsaigpt.data.prepare import prepare
+from bonsaigpt.data.shards import Corpus
 from bonsaigpt.errors import ConfigError, did_you_mean
 from bonsaigpt.units import named
 
-__all__ = ["run"]
+__all__ = ["prepare_corpora", "run"]
 
 _KINDS = (
     "files",
@@ -37,6 +38,12 @@ _EXAMPLE = """  bonsai prepare files --data.path my-texts/ --data.pattern "**/*.
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    prepare_corpora(argv)
+    return 0
+
+
+def prepare_corpora(argv: list[str]) -> list[Corpus]:
+    """What the verb does; one corpus, or those of a mixture's parts."""
     parser = Parser("prepare", "Tokenise a source once, into shards with hashes. `train` does it by itself.", _EXAMPLE)
     parser.add_argument("source", help=f"one of {', '.join(_KINDS)}, or a recipe or run whose data is meant")
     parser.add_argument("--download", action="store_true", help="let a source that is not on this disk use the network")
@@ -56,9 +63,7 @@ def run(argv: list[str]) -> int:
     if arguments.download and not any(isinstance(part, TextData) and part.is_remote for part in parts):
         raise ConfigError("--download is for text that must be fetched, and this one needs no network: leave it out.")
     console = Console()
-    for part in parts:
-        _prepare(part, config.seed, arguments, console)
-    return 0
+    return [_prepare(part, config.seed, arguments, console) for part in parts]
 
 
 def _config(source: str, overrides: dict[str, Any]) -> RunConfig:
@@ -76,7 +81,7 @@ def _config(source: str, overrides: dict[str, Any]) -> RunConfig:
     return recipes.load(source, overrides)
 
 
-def _prepare(data: DataConfig, seed: int, arguments: argparse.Namespace, console: Console) -> None:
+def _prepare(data: DataConfig, seed: int, arguments: argparse.Namespace, console: Console) -> Corpus:
     with progress_bar(console) as advance:
         corpus = prepare(
             data,
@@ -97,3 +102,4 @@ def _prepare(data: DataConfig, seed: int, arguments: argparse.Namespace, console
     )
     for name, value in corpus.notes.items():
         console.print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
+    return corpus

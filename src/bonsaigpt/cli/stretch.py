@@ -12,13 +12,13 @@ from rich.console import Console
 from bonsaigpt import __version__
 from bonsaigpt.adapt import stretched_arrays, stretched_config
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory
-from bonsaigpt.cli import train
 from bonsaigpt.cli.common import Parser, add_settings, check_run_name, count_from, run_folder, runs_folder, settings
 from bonsaigpt.cli.experiment import open_data, with_overrides
+from bonsaigpt.cli.train import train_run
 from bonsaigpt.errors import CheckpointError
 from bonsaigpt.train import start_state
 
-__all__ = ["run"]
+__all__ = ["run", "stretch_run"]
 
 _EXAMPLE = """  bonsai stretch runs/shakespeare-char-modern --block-size 256 --rope yarn --steps 200
   bonsai stretch shakespeare-char --block-size 128 --name longer --optim.lr 3e-4"""
@@ -26,6 +26,11 @@ _EXAMPLE = """  bonsai stretch runs/shakespeare-char-modern --block-size 256 --r
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    return stretch_run(argv)[1]
+
+
+def stretch_run(argv: list[str]) -> tuple[RunDirectory, int]:
+    """What the verb does; the new run, and the exit code of its training."""
     parser = Parser(
         "stretch",
         "Train a run on at a longer context. Its weights and its optimizer's state are kept, learned positions are "
@@ -51,7 +56,7 @@ def run(argv: list[str]) -> int:
     overrides = settings(source, argv)
     target = _make(arguments, overrides, argv)
     places = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
-    return train.run([str(target), "--resume", *places])
+    return train_run([str(target), "--resume", *places])
 
 
 def _make(arguments: argparse.Namespace, overrides: dict[str, object], argv: list[str]) -> Path:

@@ -18,7 +18,7 @@ from bonsaigpt.study.compress import SCRATCH, Bench, Cell
 from bonsaigpt.study.compress_page import CompressStudy, compress_table, write_compress
 from bonsaigpt.train.resume import check_data
 
-__all__ = ["run"]
+__all__ = ["measure", "run"]
 
 _EXAMPLE = """  bonsai study compress runs/shakespeare-char
   bonsai study compress runs/shakespeare-char --structure kronecker,lowrank --share 0.25 --heal 0,200,500 --seeds 5"""
@@ -26,6 +26,12 @@ _EXAMPLE = """  bonsai study compress runs/shakespeare-char
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    measure(argv)
+    return 0
+
+
+def measure(argv: list[str]) -> CompressStudy:
+    """What the verb does, and what it found."""
     arguments = _parser().parse(argv)
     console = Console(stderr=True)
     opened = open_model(arguments.model, runs=arguments.runs)
@@ -65,7 +71,7 @@ def run(argv: list[str]) -> int:
     folder = arguments.out or opened.run.path / "studies"
     folder.mkdir(parents=True, exist_ok=True)
     tell(compress_table(study), study.verdict, write_compress(study, folder))
-    return 0
+    return study
 
 
 def _parser() -> Parser:

@@ -24,7 +24,7 @@ from bonsaigpt.study.kv import Bench, policies
 from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import Found, search
 
-__all__ = ["run"]
+__all__ = ["measure", "run"]
 
 _LIMIT = number_above_zero("cannot be a limit: use a number above 0")
 _EXAMPLE = """  bonsai study kv runs/shakespeare-char
@@ -34,6 +34,12 @@ _EXAMPLE = """  bonsai study kv runs/shakespeare-char
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    measure(argv)
+    return 0
+
+
+def measure(argv: list[str]) -> KVStudy:
+    """What the verb does, and what it found."""
     arguments = _parser().parse(argv)
     chosen = [read_policy(words) for words in arguments.policy]
     opened = open_model(arguments.model, runs=arguments.runs)
@@ -87,7 +93,7 @@ def run(argv: list[str]) -> int:
     tell(kv_table(points), study.verdict, write_kv(study, folder))
     if found is not None:
         print(f'{found.bits:,.0f} bits a token: bonsai sample {arguments.model} --kv "{write_policy(found.kv)}"')
-    return 0
+    return study
 
 
 def _parser() -> Parser:

@@ -9,9 +9,9 @@ from bonsaigpt.cli.sweeping import add_sweep_flags, configurer, execute, finish
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.study.page import write_sweep
 from bonsaigpt.study.plan import grid, make_plan, parse_axis
-from bonsaigpt.study.results import results, summarise, table, verdict, write_csv
+from bonsaigpt.study.results import Summary, results, summarise, table, verdict, write_csv
 
-__all__ = ["run"]
+__all__ = ["run", "sweep_runs"]
 
 _EXAMPLE = """  bonsai sweep shakespeare-char --grid optim.lr=1e-3,2e-3 --grid model.mlp.kind=gelu,relu2 --seeds 3
   bonsai sweep sort --seeds 5 --train.steps 600 --jobs 2
@@ -20,6 +20,11 @@ _EXAMPLE = """  bonsai sweep shakespeare-char --grid optim.lr=1e-3,2e-3 --grid m
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    return sweep_runs(argv)[1]
+
+
+def sweep_runs(argv: list[str]) -> tuple[list[Summary], int]:
+    """What the verb does; the points of the grid, and the exit code: 130 or 143 if it was stopped."""
     parser = Parser(
         "sweep",
         "Train a recipe at every point of a grid, with several seeds each, and hold the points against each other: "
@@ -56,4 +61,4 @@ def run(argv: list[str]) -> int:
         print(verdict(summaries))
         print(write_csv(sweep, summaries, folder / "sweep.csv"))
         print(write_sweep(sweep, summaries))
-        return finish(sweep, stopped)
+        return summaries, finish(sweep, stopped)

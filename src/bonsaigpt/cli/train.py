@@ -55,7 +55,7 @@ from bonsaigpt.train.callbacks.wandb import WandB
 from bonsaigpt.train.events import Listener
 from bonsaigpt.train.resume import changes, check_data, check_same_function, check_teacher
 
-__all__ = ["run"]
+__all__ = ["run", "train_run"]
 
 _EXAMPLE = """  bonsai train shakespeare-char --train.steps 500 --model.n_layer 4 --model.mlp.kind swiglu
   bonsai train runs/shakespeare-char --resume --train.steps 4000
@@ -66,6 +66,11 @@ _EXAMPLE = """  bonsai train shakespeare-char --train.steps 500 --model.n_layer 
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    return train_run(argv)[1]
+
+
+def train_run(argv: list[str]) -> tuple[RunDirectory, int]:
+    """What the verb does; the run, and the exit code: 0, or 130 or 143 if Ctrl-C or SIGTERM ended it early."""
     parser = Parser("train", "Train a GPT from a recipe, a TOML file or a run's own configuration.", _EXAMPLE)
     add_recipe(parser)
     parser.add_argument("--name", help="name of the run (default: the recipe's)")
@@ -106,14 +111,14 @@ def run(argv: list[str]) -> int:
         run_directory, code = session.start(folder)
 
     if arguments.dry_run:
-        return code
+        return run_directory, code
     if process.is_main:
         _write_report(run_directory, console)
     if code == 0:
         console.print(f'next: bonsai sample {run_directory.path} --prompt "..."', highlight=False, markup=False)
     else:
         console.print(f"go on with: bonsai train {run_directory.path} --resume", highlight=False, markup=False)
-    return code
+    return run_directory, code
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""Arguments of Python as words of the command line, and what the verbs say and how they end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Settings", "commas", "flags", "leave_if_stopped", "setting_flags", "shown", "word"]
+
+Settings = Mapping[str, Any]
+"""``{"model.n_layer": 4}``: a setting as the flag ``--model.n_layer 4``."""
+
+
+@contextmanager
+def shown(quiet: bool) -> Iterator[None]:
+    """What verbs print is seen, or not."""
+    with redirect_stdout(StringIO()) if quiet else nullcontext():
+        yield
+
+
+def leave_if_stopped(code: int) -> None:
+    """A script must not go on with half a model because the training ended well after a signal."""
+    if code == 130:
+        raise KeyboardInterrupt("the run is saved: auto_resume=True goes on with it")
+    if code:
+        raise SystemExit(code)
+
+
+def flags(**values: Any) -> list[str]:
+    """``block_size=256`` as ``--block-size=256``; None and False are not given."""
+    given = {f"--{name.replace('_', '-')}": v for name, v in values.items() if v is not None and v is not False}
+    return [flag if value is True else f"{flag}={value}" for flag, value in given.items()]
+
+
+def setting_flags(settings: Settings | None, steps: int | None = None) -> list[str]:
+    """Settings as flags; ``steps`` is short for ``train.steps``."""
+    asked = {**(settings or {}), **({} if steps is None else {"train.steps": steps})}
+    return [f"--{name}={word(value)}" for name, value in asked.items()]
+
+
+def word(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, str | Path):
+        return str(value)
+    return "unset" if value is None else json.dumps(value)
+
+
+def commas(values: Sequence[Any] | str | None) -> str | None:
+    """Several values as one word; a word stays as it is."""
+    return values if values is None or isinstance(values, str) else ",".join(map(str, values))
