@@ -83,7 +83,7 @@ def test_every_setting_is_documented() -> None:
         ),
         ({"model": {"block_size": 8}, "data": {"kind": "sort", "length": 6}}, ["too short to sort 6", "at least 11"]),
         ({"train": {"eval_block_size": 65}}, ["eval_block_size = 65", "model.block_size = 64", "use that or less"]),
-        ({"train": {"eval_block_size": 8}, "data": {"kind": "sort"}}, ["a toy's row is whole", "leave it out"]),
+        ({"train": {"eval_block_size": 8}, "data": {"kind": "sort"}}, ["rows of `sort` are whole", "leave it out"]),
         ({"train": {"precision": "fp8"}}, ["train.precision = 'fp8'", "'bf16'"]),
     ],
 )

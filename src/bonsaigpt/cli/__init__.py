@@ -19,6 +19,7 @@ VERBS = {
     "sample": "let a model write",
     "chat": "talk with a model in the terminal",
     "eval": "score a model on its whole validation split, or on any text",
+    "finetune": "go on with a trained model on examples of a task",
     "stretch": "train a run on at a longer context",
     "compress": "make a trained run smaller: structured weights, block by block, then healing",
     "sweep": "train a recipe over a grid of settings and several seeds",

@@ -25,6 +25,7 @@ from bonsaigpt.config.corpora import (
     WikitextData,
 )
 from bonsaigpt.config.data import DataConfig, PreparedData
+from bonsaigpt.config.examples import ExamplesData
 from bonsaigpt.config.kv import (
     EvictingSelection,
     ExactFormat,
@@ -126,6 +127,7 @@ __all__ = [
     "DenseStructure",
     "EvictingSelection",
     "ExactFormat",
+    "ExamplesData",
     "FileTokenizerConfig",
     "FilesData",
     "FinewebData",

@@ -1,4 +1,4 @@
-"""Where the tokens come from: one of all sources of text and toys."""
+"""Where the tokens come from: one of all sources of text, examples, and toys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bonsaigpt.config.examples import ExamplesData
 from bonsaigpt.config.mixture import Corpora, MixtureData
 from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData
 
@@ -14,6 +15,6 @@ __all__ = ["DataConfig", "PreparedData"]
 PreparedData = Corpora | MixtureData
 """What `bonsai prepare` makes."""
 DataConfig = Annotated[
-    PreparedData | SortData | AddData | CopyData | RecallData,
+    PreparedData | ExamplesData | SortData | AddData | CopyData | RecallData,
     Field(discriminator="kind"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -185,8 +186,9 @@ class OptimConfig(Config):
     """Added to the root of the second moment."""
     matrices: Annotated[AdamWMatrices | MuonMatrices, Field(discriminator="kind")] = AdamWMatrices()
     """What updates the matrices of the blocks."""
-    lr_scale: dict[str, float] = Field(default={})
-    """Learning-rate factors by parameter name (globs), e.g. {"lm_head.*" = 0.5, "*.wte.*" = 3}; the last match wins."""
+    lr_scale: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default={})
+    """Learning-rate factors by parameter name (globs), e.g. {"lm_head.*" = 0.5, "*.wte.*" = 3}; the last match wins. 0
+    freezes: no gradient is computed, and nothing kept for the optimizer."""
     grad_clip: float = Field(default=1.0, ge=0.0)
     """Largest global norm of the gradient; 0 means no clipping."""
     z_loss: float = Field(default=0.0, ge=0.0)
@@ -197,3 +199,7 @@ class OptimConfig(Config):
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Memory of an exponential average of the weights, which then is evaluated, saved and used; 0 means none."""
     schedule: Schedule = CosineSchedule()
+
+    def scale_of(self, name: str) -> float:
+        """The factor on the learning rate of the parameter of that name; 0 if it is frozen."""
+        return next((s for glob, s in reversed(self.lr_scale.items()) if fnmatchcase(name, glob)), 1.0)

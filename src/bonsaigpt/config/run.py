@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import StdlibData
 from bonsaigpt.config.data import DataConfig
+from bonsaigpt.config.examples import ExamplesData
 from bonsaigpt.config.memory import MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.config.model import ModelConfig
 from bonsaigpt.config.optim import LogitsDistill, MuonMatrices, NoRamp, OptimConfig, Ramp
@@ -86,6 +87,9 @@ class TrainConfig(Config):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps the weights whole in every process, fsdp cuts them, their gradients and the optimizer's
     state into a shard for each; one process alone ignores it."""
+    best: Literal["loss", "exact"] = "loss"
+    """What makes a checkpoint the best: the lowest validation loss, or the largest share of answers that are exactly
+    right (toys, examples), and of equal ones the lower loss."""
     patience: int = Field(default=0, ge=0)
     """Stop after so many evaluations without a new best; 0 never stops early."""
     guard: GuardConfig = GuardConfig()
@@ -135,18 +139,26 @@ class RunConfig(Config):
         for name, ramp in ramps.items():
             if isinstance(ramp, NoRamp):
                 continue
-            if isinstance(self.data, TaskData) and name == "context_ramp":
+            if isinstance(self.data, TaskData | ExamplesData) and name == "context_ramp":
                 raise ValueError(
-                    f"train.context_ramp cannot cut the toy `{self.data.kind}`, whose answer needs the whole row: "
-                    "leave it out"
+                    f"train.context_ramp cannot cut the rows of `{self.data.kind}`, whose answers need what stands "
+                    "before them: leave it out"
                 )
             if getattr(self.data, "order", "") == "streams":
                 raise ValueError(f"train.{name} breaks the rows of data.order = 'streams': use 'shuffled', or no ramp")
         if self.train.memory.kind != "none":
             self._check_memory()
+        if self.train.best == "exact" and not isinstance(self.data, TaskData | ExamplesData):
+            raise ValueError(
+                f"train.best = 'exact' needs answers that are right or wrong, and data.kind = '{self.data.kind}' is "
+                "text: use 'loss'"
+            )
         context = self.train.eval_block_size
-        if context is not None and isinstance(self.data, TaskData):
-            raise ValueError("train.eval_block_size cuts text into windows, and a toy's row is whole: leave it out")
+        if context is not None and isinstance(self.data, TaskData | ExamplesData):
+            raise ValueError(
+                f"train.eval_block_size cuts text into windows, and the rows of `{self.data.kind}` are whole: leave it "
+                "out"
+            )
         if context is not None and context > self.model.block_size:
             raise ValueError(
                 f"train.eval_block_size = {context} is longer than the model's context, model.block_size = "

@@ -1,13 +1,14 @@
-"""From the settings of a run to what gives its batches: a toy, a corpus in some order, or a mixture of corpora."""
+"""From the settings of a run to what gives its batches: a toy, examples, a corpus in some order, or a mixture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from bonsaigpt.config import MixtureData, ReadingData, RunConfig, TaskData
+from bonsaigpt.config import ExamplesData, MixtureData, ReadingData, RunConfig, TaskData
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.documents import document_starts
+from bonsaigpt.data.examples import example_batches
 from bonsaigpt.data.indexes import Indexes
 from bonsaigpt.data.mixture import MixtureBatches
 from bonsaigpt.data.packing import packed_rows
@@ -44,6 +45,8 @@ def source_of(
 
     if isinstance(data, TaskData):
         return task_batches(data, seed=config.seed, plan=plan)
+    if isinstance(data, ExamplesData):
+        return example_batches(data, seed=config.seed, plan=plan, say=say)
     if not isinstance(data, MixtureData):
         return batches(data, config.seed)
     members = {

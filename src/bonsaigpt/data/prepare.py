@@ -10,6 +10,7 @@ from typing import Any
 from bonsaigpt.config import (
     CorpusData,
     DataConfig,
+    ExamplesData,
     MixtureData,
     ReadingData,
     RunConfig,
@@ -74,6 +75,8 @@ def prepare(
     """
     if isinstance(config, TaskData):
         raise DataError(f"the toy `{config.kind}` is made while training: there is nothing to prepare.")
+    if isinstance(config, ExamplesData):
+        raise DataError("examples are encoded when they are trained on: there is nothing to prepare.")
     if isinstance(config, MixtureData):
         raise DataError("a mixture has no corpus of its own: prepare its parts one by one.")
     if isinstance(config, CorpusData):

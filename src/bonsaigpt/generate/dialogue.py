@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from bonsaigpt.data.template import Template
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import GenerateError, TokenizerError
 from bonsaigpt.generate.requests import Event, Request
 from bonsaigpt.generate.session import Session
 
 __all__ = ["Dialogue", "Template"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """How turns are written down; the model should have been trained on such texts."""
-
-    system: str = ""
-    """Stands before the first turn."""
-    user: str = "User: "
-    """Before what the user says."""
-    assistant: str = "Assistant: "
-    """Before what the model says; a space at the end is the model's to write where its tokens begin with one."""
-    end: str = "\n"
-    """After each turn. The model's turn ends where this would begin, or, if it is mere space, this and the user's
-    role."""
-
-    def turn(self, text: str) -> str:
-        """What the user's turn adds, up to where the model goes on."""
-        return f"{self.user}{text}{self.end}{self.assistant}"
-
-    @property
-    def stop(self) -> str:
-        """Where the model's turn ends."""
-        return self.end if self.end.strip() else self.end + self.user.rstrip()
 
 
 class Dialogue:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from bonsaigpt.config import MemoryConfig, ModelConfig
 from bonsaigpt.data.batches import BatchSource
@@ -28,7 +28,7 @@ class Evaluation:
     """Total bits over the bytes of the text that the targets stand for: comparable across tokenizers. The cost of
     end-of-text tokens is in the bits; they add no bytes. None where the targets are no text."""
     exact: float | None
-    """Share of rows whose every target is the first choice, for toys with an answer."""
+    """Share of rows whose every target is the first choice, for toys and examples with an answer."""
     tokens: int
     """Targets that were scored."""
     parts: dict[str, float] | None = None
@@ -42,6 +42,10 @@ class Evaluation:
         """All single numbers by name, for curves; ``parts/NAME`` for the parts of a mixture."""
         whole = {name: float(value) for name, value in self.as_dict().items() if name != "parts"}
         return whole | {f"parts/{name}": loss for name, loss in (self.parts or {}).items()}
+
+    def badness(self, by: Literal["loss", "exact"]) -> tuple[float, float]:
+        """What is the lower the better the model is, as ``train.best`` says: share of wrong answers, and loss."""
+        return 1.0 - (self.exact or 0.0 if by == "exact" else 0.0), self.loss
 
     @classmethod
     def from_dict(cls, scores: dict[str, Any]) -> Evaluation:

@@ -44,6 +44,8 @@ class Sharded:
     def gradients(self) -> list[Tensor]:
         found: list[Tensor] = []
         for name, parameter in self._whole.items():
+            if parameter.grad is None:  # it is frozen
+                continue
             assert isinstance(parameter.grad, DTensor)
             gradient = parameter.grad.to_local()
             self.parameters[name].grad = gradient

@@ -26,7 +26,7 @@ from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.distributed import World
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT
-from bonsaigpt.torch_engine.optim import Optimizer
+from bonsaigpt.torch_engine.optim import Optimizer, freeze
 from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.torch_engine.teacher import Teacher, teacher_config
 from bonsaigpt.torch_engine.workers import WorkerPool
@@ -53,6 +53,7 @@ def count_step(
     with FakeTensorMode(), torch.device(placement.device), _Held(workers) as held:
         held.by = _WEIGHTS
         model = GPT(config.model)
+        freeze(model, config.optim)
         model.recompute = config.train.recompute
         model.attend_plainly(config.train.attention_kernel == "plain")
         learner = Learner(model, z_loss=config.optim.z_loss, distill=config.optim.distill).train()
@@ -65,7 +66,7 @@ def count_step(
         optimizer = Optimizer(config.model, config.optim, layout, WorkerPool())
         keep = torch.ones(())
         for parameter in model.parameters():
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         optimizer.step(1.0, keep)  # the first one makes its state
         optimizer.zero_grad()
         state = held.now[_OPTIMIZER]

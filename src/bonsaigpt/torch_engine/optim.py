@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, MuonMatrices, OptimConfig
-from bonsaigpt.errors import CheckpointError
+from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.spec import Param, parameters
 from bonsaigpt.torch_engine.muon import Matrix, Muon
 from bonsaigpt.torch_engine.parallel import Layout, Replicated
@@ -21,9 +20,21 @@ from bonsaigpt.torch_engine.workers import WorkerPool
 if TYPE_CHECKING:
     from bonsaigpt.torch_engine.sharded_muon import ShardedMuon
 
-__all__ = ["Optimizer"]
+__all__ = ["Optimizer", "freeze"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def freeze(model: nn.Module, config: OptimConfig) -> None:
+    """Have no gradient computed of what ``lr_scale`` freezes.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(config.scale_of(name) > 0)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("optim.lr_scale freezes every parameter: give some of them a factor above 0")
 
 
 class Optimizer:
@@ -32,11 +43,11 @@ class Optimizer:
     def __init__(self, model: ModelConfig, config: OptimConfig, layout: Layout, pool: WorkerPool) -> None:
         self.config = config
         self.parameters = layout.parameters
-        table = [p for p in parameters(model) if p.tied_to is None]
+        table = [p for p in parameters(model) if p.tied_to is None and config.scale_of(p.name) > 0]
         muon = config.matrices if isinstance(config.matrices, MuonMatrices) else None
         matrices = [p for p in table if muon is not None and p.role == "matrix"]
         self.muon: Muon | ShardedMuon | None = None
-        if muon is not None:
+        if muon is not None and matrices:
             maps = [m for p in matrices for m in self._maps(p)]
             if isinstance(layout, Replicated):
                 self.muon = Muon(maps, muon, pool)
@@ -47,13 +58,14 @@ class Optimizer:
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for p in table:
             if p not in matrices:
-                key = (config.weight_decay * p.decay, p.lr_scale * self._scale(p.name))
+                key = (config.weight_decay * p.decay, p.lr_scale * config.scale_of(p.name))
                 groups.setdefault(key, []).append(self.parameters[p.name])
         device = next(iter(self.parameters.values())).device
         # Fused: one kernel over all tensors, on a CPU too, and the only form that can skip a step without waiting.
         self.fused = device.type in ("cpu", "cuda")
+        sets = [{"params": g, "weight_decay": decay, "scale": scale} for (decay, scale), g in groups.items()]
         self.adamw = torch.optim.AdamW(
-            [{"params": g, "weight_decay": decay, "scale": scale} for (decay, scale), g in groups.items()],
+            sets or [{"params": [], "scale": 1.0}],  # Muon may have all that is trained
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
@@ -61,13 +73,10 @@ class Optimizer:
         )
         self.average = [p.detach().clone() for p in self.parameters.values()] if config.ema else None
 
-    def _scale(self, name: str) -> float:
-        return next((s for glob, s in reversed(self.config.lr_scale.items()) if fnmatchcase(name, glob)), 1.0)
-
     def _maps(self, p: Param) -> list[Matrix]:
         ends = np.cumsum(p.stacked or p.shape[:1]).tolist()
         starts = [0, *ends[:-1]]
-        scale = self._scale(p.name)
+        scale = self.config.scale_of(p.name)
         return [Matrix(p.name, self.parameters[p.name], i, j, scale) for i, j in zip(starts, ends, strict=True)]
 
     @torch.no_grad()
@@ -116,7 +125,7 @@ class Optimizer:
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
             if "step" in state:
                 tensors["steps"] = state["step"]
-        if not tensors:
+        if not tensors and any(group["params"] for group in self.adamw.param_groups):
             return {}
         if self.muon is not None:
             tensors |= {f"momentum.{name}": value for name, value in self.muon.arrays().items()}

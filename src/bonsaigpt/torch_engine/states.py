@@ -17,7 +17,7 @@ from bonsaigpt.torch_engine.distributed import World
 from bonsaigpt.torch_engine.guard import Guard
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT
-from bonsaigpt.torch_engine.optim import Optimizer
+from bonsaigpt.torch_engine.optim import Optimizer, freeze
 from bonsaigpt.torch_engine.parallel import Layout, Replicated
 from bonsaigpt.torch_engine.step import State
 from bonsaigpt.torch_engine.teacher import read_teacher
@@ -75,6 +75,7 @@ def _learners(config: RunConfig, model: GPT, count: int, device: torch.device) -
         share_weights(model, twin)
         learners.append(Learner(twin, **objective))
     for learner in learners:
+        freeze(learner.model, config.optim)
         learner.model.recompute = config.train.recompute
         learner.model.attend_plainly(config.train.attention_kernel == "plain")
         if config.train.compile == "on" and what_is_missing(device) is None:

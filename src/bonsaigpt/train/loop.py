@@ -79,6 +79,7 @@ def start_state(source: BatchSource) -> dict[str, Any]:
         "seconds": 0.0,
         "best_loss": None,
         "best_step": -1,
+        "best_badness": None,
         "evaluation": None,
         "keep": False,
         "rollbacks": 0,
@@ -151,6 +152,7 @@ class _Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.best_step = state["best_step"]
         self.best_loss = state["best_loss"] if state["best_loss"] is not None else float("inf")
+        self.best_badness = state.get("best_badness") or [1.0, self.best_loss]
         self.evaluation = Evaluation.from_dict(state["evaluation"]) if state["evaluation"] is not None else None
         if state["watch"] is not None:
             self.watch.load(state["watch"])
@@ -263,8 +265,9 @@ class _Trainer:
         if self.step > 0 and self.watch.is_lost(evaluation.loss, training_loss=training_loss):
             return f"the validation loss is {evaluation.loss:.3g}, the training loss was {self.watch.lowest:.3g}"
         self.evaluation = evaluation
-        if evaluation.loss < self.best_loss:
-            self.best_loss, self.best_step = evaluation.loss, self.step
+        badness = list(evaluation.badness(self.config.train.best))
+        if badness < self.best_badness:
+            self.best_loss, self.best_badness, self.best_step = evaluation.loss, badness, self.step
         if self.step > 0:
             self._save()  # before any listener may fail
         self._tell_evaluation(model)
@@ -355,6 +358,7 @@ class _Trainer:
             "seconds": round(self.seconds, 3),
             "best_loss": self.best_loss,
             "best_step": self.best_step,
+            "best_badness": self.best_badness,
             "evaluation": self.evaluation.as_dict() if self.evaluation is not None else None,
             "keep": self._is_kept(),
             "rollbacks": self.rollbacks,

@@ -8,7 +8,7 @@ from bonsaigpt.data.tokenizers.base import END_OF_TEXT, Tokenizer, smallest_dtyp
 from bonsaigpt.data.tokenizers.bpe import BpeTokenizer
 from bonsaigpt.data.tokenizers.byte import ByteTokenizer
 from bonsaigpt.data.tokenizers.chars import CharTokenizer
-from bonsaigpt.data.tokenizers.opening import from_json, given_tokenizer, open_tokenizer
+from bonsaigpt.data.tokenizers.opening import from_json, given_tokenizer, label_token, open_tokenizer, with_special
 
 __all__ = [
     "END_OF_TEXT",
@@ -18,6 +18,8 @@ __all__ = [
     "Tokenizer",
     "from_json",
     "given_tokenizer",
+    "label_token",
     "open_tokenizer",
     "smallest_dtype",
+    "with_special",
 ]

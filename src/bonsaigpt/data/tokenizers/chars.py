@@ -16,21 +16,22 @@ __all__ = ["CharTokenizer", "closest_characters"]
 
 
 class CharTokenizer(PieceTokenizer):
-    """One id for each distinct character, in code-point order (nanoGPT's and minGPT's character models)."""
+    """One id for each distinct character, in code-point order (nanoGPT's and minGPT's character models), and after them
+    the special tokens, if there are any."""
 
     kind = "chars"
 
-    def __init__(self, characters: Iterable[str]) -> None:
+    def __init__(self, characters: Iterable[str], special: Sequence[str] = ()) -> None:
         self.characters = sorted(set(characters))
         if not self.characters:
             raise DataError("a character tokenizer needs at least one character: the text is empty")
-        self.vocab_size = len(self.characters)
-        self.special_tokens = {}
-        self._pieces = [c.encode("utf-8", errors="surrogatepass") for c in self.characters]
+        self.vocab_size = len(self.characters) + len(special)
+        self.special_tokens = {text: len(self.characters) + n for n, text in enumerate(special)}
+        self._pieces = [c.encode("utf-8", errors="surrogatepass") for c in self.characters] + [b""] * len(special)
         codes = np.array([ord(c) for c in self.characters])
         # One table look-up per character, over the code points that occur; -1 marks the unknown.
         self._table = np.full(int(codes.max()) + 2, -1, dtype=np.int32)
-        self._table[codes] = np.arange(self.vocab_size)
+        self._table[codes] = np.arange(len(self.characters))
 
     def encode(self, text: str) -> np.ndarray:
         """One id for each character."""
@@ -49,13 +50,14 @@ class CharTokenizer(PieceTokenizer):
         near = closest_characters(character, self.characters)
         hint = f" The closest it knows: {', '.join(repr(c) for c in near)}." if near else ""
         return TokenizerError(
-            f"the character {character!r} ({name}) at position {index} is not among the {self.vocab_size} "
+            f"the character {character!r} ({name}) at position {index} is not among the {len(self.characters)} "
             f"characters this model was trained on.{hint}"
         )
 
     def to_json(self) -> str:
-        """The kind and the alphabet."""
-        return json.dumps({"kind": self.kind, "characters": "".join(self.characters)})
+        """The kind, the alphabet, and the special tokens, if there are any."""
+        special = {"special": list(self.special_tokens)} if self.special_tokens else {}
+        return json.dumps({"kind": self.kind, "characters": "".join(self.characters)} | special)
 
 
 _TYPOGRAPHY = dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»", "\"'") | dict.fromkeys("‐‑‒–—―−", "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bonsaigpt.data.tokenizers.chars import CharTokenizer
 from bonsaigpt.data.tokenizers.presplit import pre_tokenizer
 from bonsaigpt.errors import CheckpointError, DataError
 
-__all__ = ["from_json", "given_tokenizer", "open_tokenizer"]
+__all__ = ["from_json", "given_tokenizer", "label_token", "open_tokenizer", "with_special"]
 
 _FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 """The two names under which GPT-2's two files go about: OpenAI's and Hugging Face's."""
@@ -33,9 +34,9 @@ def from_json(text: str, *, origin: str = "the tokenizer") -> Tokenizer:
         data: Any = json.loads(text)
         kind = data.get("kind", "bpe" if "model" in data else None)
         if kind == "chars":
-            return CharTokenizer(data["characters"])
+            return CharTokenizer(data["characters"], data.get("special", ()))
         if kind == "bytes":
-            return ByteTokenizer()
+            return ByteTokenizer(data.get("special", ()))
         if kind == "bpe":
             return BpeTokenizer(data["tokenizer"] if "kind" in data else _in_todays_form(text, origin), origin=origin)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -93,6 +94,33 @@ def given_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
             return tokenizer
         case _:
             return None
+
+
+def label_token(text: str) -> str:
+    """The name of the special token that stands for a whole answer, where a vocabulary has one: ``<|refund|>``."""
+    return f"<|{text}|>"
+
+
+def with_special(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenizer:
+    """The tokenizer with further tokens that no text is encoded to; ids that were there stay. What it has is not added
+    again.
+
+    Raises:
+        DataError: one of them is an ordinary token already, which texts are encoded to.
+    """
+    new = [text for text in dict.fromkeys(texts) if text not in tokenizer.special_tokens]
+    if not new:
+        return tokenizer
+    data = json.loads(tokenizer.to_json())
+    if data["kind"] == "bpe":
+        model = data["tokenizer"]
+        if taken := [text for text in new if text in model["model"]["vocab"]]:
+            raise DataError(f"{taken[0]!r} is an ordinary token of this vocabulary: choose another name for it")
+        tokens = [_special(text, tokenizer.vocab_size + number) for number, text in enumerate(new)]
+        model["added_tokens"] = [*(model.get("added_tokens") or []), *tokens]
+    else:
+        data["special"] = [*data.get("special", ()), *new]
+    return from_json(json.dumps(data))
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,171 @@
+"""`bonsai finetune`: a trained model goes on with examples of a task, as a run of its own."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bonsaigpt import __version__
+from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, tokenizer_with
+from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory
+from bonsaigpt.cli import train
+from bonsaigpt.cli.common import (
+    Opened,
+    Parser,
+    add_settings,
+    check_run_name,
+    number_above_zero,
+    open_model,
+    runs_folder,
+    settings,
+    whisper,
+)
+from bonsaigpt.cli.experiment import with_overrides
+from bonsaigpt.config import ExamplesData, FileTokenizerConfig, ModelConfig, RunConfig, derive
+from bonsaigpt.data.examples import example_batches, read_examples
+from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.errors import ConfigError
+from bonsaigpt.spec import parameter_count, parameters
+from bonsaigpt.train import start_state
+from bonsaigpt.units import named
+
+__all__ = ["run"]
+
+_EXAMPLE = """  bonsai finetune runs/wiki --data intents.jsonl --template "{text}{intent}" --label-tokens --epochs 10
+  bonsai finetune runs/wiki --data chat.jsonl --name assistant --optim.lr 3e-4
+  bonsai finetune runs/wiki --data pairs.jsonl --freeze "transformer.h.0.*" --layer-decay 0.8 --train.patience 3
+a line of the data is {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...}, or as --template says"""
+
+
+def run(argv: list[str]) -> int:
+    """The verb."""
+    parser = _parser()
+    source = add_settings(parser, "optim", "train")
+    arguments = parser.parse(argv)
+    overrides = settings(source, argv)
+    target = _make(arguments, overrides, argv)
+    places = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
+    return train.run([str(target), "--resume", *places])
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "finetune",
+        "Go on with a trained model on examples of a task; the loss counts what the model is to say, and nothing else. "
+        "The result is a run like any other.",
+        _EXAMPLE,
+    )
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    data = parser.add_argument_group("examples", "Files of JSON lines.")
+    data.add_argument("--data", type=Path, required=True, metavar="FILE", help="to train on")
+    data.add_argument(
+        "--val",
+        type=Path,
+        metavar="FILE",
+        help="to validate on (default: a tenth of --data, by a hash of its prompts)",
+    )
+    data.add_argument(
+        "--template",
+        default="",
+        help="how fields make an example, the last one is to be said: '{question} {answer}' (default: by the fields)",
+    )
+    data.add_argument(
+        "--label-tokens", action="store_true", help="make each different completion one new token: for classes"
+    )
+    data.add_argument("--balance", action="store_true", help="show every completion equally often")
+    data.add_argument("--prompts", action="store_true", help="count prompts in the loss as well")
+    data.add_argument("--no-pack", action="store_true", help="give each example a row of its own")
+    tuning = parser.add_argument_group("tuning")
+    tuning.add_argument(
+        "--epochs",
+        type=number_above_zero("is no number of epochs: use one above 0"),
+        default=3.0,
+        metavar="N",
+        help="passes over the examples; --train.steps says it in steps (default: 3)",
+    )
+    tuning.add_argument(
+        "--freeze", action="append", default=[], metavar="GLOB", help="leave these parameters as they are; repeatable"
+    )
+    tuning.add_argument(
+        "--layer-decay",
+        type=number_above_zero("is no factor: use one above 0, e.g. 0.8"),
+        default=1.0,
+        metavar="X",
+        help="factor on the learning rate for each block further from the end (default: 1)",
+    )
+    tuning.add_argument("--dropout", type=float, metavar="P", help="another rate of dropout (default: the model's)")
+    tuning.add_argument("--name", help="name of the new run (default: the run's, and -tuned)")
+    runs_folder(parser)
+    return parser
+
+
+def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[str]) -> Path:
+    """The new run, with the checkpoint of step 0 that it goes on from."""
+    say = whisper(Console())
+    opened = open_model(arguments.model, runs=arguments.runs)
+    target = arguments.runs / check_run_name(arguments.name or f"{Path(opened.label.partition('@')[0]).name}-tuned")
+    RunDirectory.refuse_existing(target)
+    base = opened.run.config if opened.run is not None else derive(RunConfig(), model=_dumped(opened.config))
+    data = ExamplesData(
+        path=arguments.data,
+        val=arguments.val,
+        template=arguments.template,
+        tokenizer=FileTokenizerConfig(path=target / "tokenizer.json"),  # the run brings its own
+        prompts=arguments.prompts,
+        pack=not arguments.no_pack,
+        balance=arguments.balance,
+    )
+    labels = read_examples(data.path, data.template)[0] if arguments.label_tokens else None
+    tokenizer = tokenizer_with(opened.tokenizer, labels)
+    model, weights = _model(opened, arguments, tokenizer.vocab_size, base.seed)
+    scales = layerwise(model, arguments.layer_decay) if arguments.layer_decay != 1.0 else {}
+    scales |= frozen(model, arguments.freeze)
+
+    def config_for(steps: int, exact: bool) -> RunConfig:
+        return with_overrides(finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact), overrides)
+
+    examples = example_batches(
+        data, seed=base.seed, plan=BatchPlan.of(config_for(1, False)), say=say, tokenizer=tokenizer
+    )
+    steps = max(1, math.ceil(arguments.epochs * len(examples.rows) / examples.plan.batch_size))
+    config = config_for(steps, examples.exact_match)
+    _tell_parameters(config, say)
+    RunDirectory.create(
+        target,
+        config,
+        tokenizer,
+        {
+            "bonsaigpt": __version__,
+            "command": shlex.join(["bonsai", "finetune", *argv]),
+            "finetuned": opened.label,
+            "data": examples.fingerprint,
+        },
+        start=Checkpoint(model=weights, optimizer={}, state=start_state(examples)),
+    )
+    return target
+
+
+def _model(opened: Opened, arguments: argparse.Namespace, tokens: int, seed: int) -> tuple[ModelConfig, Arrays]:
+    """The model that is tuned: with rows for all tokens, and another rate of dropout."""
+    config, weights = grown_vocabulary(opened.config, opened.weights, opened.tokenizer.vocab_size, tokens, seed=seed)
+    if arguments.dropout is not None:
+        config = derive(RunConfig(), model=_dumped(config) | {"dropout": arguments.dropout}).model
+    return config, weights
+
+
+def _dumped(config: ModelConfig) -> dict[str, Any]:
+    return config.model_dump(exclude_none=True, exclude={"preset"})
+
+
+def _tell_parameters(config: RunConfig, say: Any) -> None:
+    total = parameter_count(config.model)
+    table = [p for p in parameters(config.model) if p.tied_to is None and config.optim.scale_of(p.name) > 0]
+    trained = sum(p.size for p in table)
+    if not trained:
+        raise ConfigError("--freeze leaves nothing to train: freeze less")
+    say(f"{named(total, 'parameter')}, {trained:,} of them trained ({trained / total:.1%})")

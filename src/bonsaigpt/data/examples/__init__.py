@@ -1,0 +1,84 @@
+"""Examples to fine-tune on: from JSON lines to batches whose loss counts what the model is to say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from bonsaigpt.config import ExamplesData
+from bonsaigpt.data.examples.batches import ExampleBatches, shown_equally
+from bonsaigpt.data.examples.encoding import encode_examples, tokenizer_for
+from bonsaigpt.data.examples.reading import Example, read_examples
+from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.data.tokenizers import Tokenizer
+from bonsaigpt.errors import DataError
+from bonsaigpt.progress import Say, silent
+
+__all__ = ["example_batches", "split_examples"]
+
+
+def example_batches(
+    config: ExamplesData, *, seed: int, plan: BatchPlan, say: Say = silent, tokenizer: Tokenizer | None = None
+) -> ExampleBatches:
+    """The batches of examples.
+
+    Args:
+        tokenizer: in place of the configuration's.
+
+    Raises:
+        DataError: a file that cannot be read, a line that is no example, or nothing left to train or to validate on.
+    """
+    examples, template = read_examples(config.path, config.template)
+    if config.val is None:
+        train, val = split_examples(examples, config.val_fraction)
+    else:
+        train, val = examples, read_examples(config.val, template)[0]
+    if not train or not val:
+        raise DataError(
+            f"{config.path} leaves no example to {'validate' if train else 'train'} on: give more examples, another "
+            "data.val_fraction, or a file of its own with data.val"
+        )
+    tokenizer = tokenizer or tokenizer_for(config.tokenizer, train)
+    sides = [
+        encode_examples(side, tokenizer, block_size=plan.block_size, prompts=prompts)
+        for side, prompts in ((train, config.prompts), (val, False))
+    ]
+    for name, side in zip(("training", "validation"), sides, strict=True):
+        if side.cut:
+            say(f"{side.cut:,} {name} examples are longer than a block of {plan.block_size}: they lose their beginning")
+    is_text = all(example.is_text for example in val)
+    shown = np.arange(len(sides[0]))
+    if config.balance:
+        shown = shown_equally([example.completion for example in train])
+    flags = f"{config.pack:d}{config.prompts:d}{config.balance:d}"
+    digest = hashlib.sha256(f"{template} {plan.block_size} {flags} {tokenizer.to_json()}".encode())
+    for side in sides:
+        digest.update(side.ids.tobytes() + side.asked.tobytes())
+    say(
+        f"{len(train):,} examples to train on, {len(val):,} to validate on, by the template {template!r}; "
+        f"{int(sides[0].asked.sum()):,} of {len(sides[0].ids):,} training tokens count"
+    )
+    return ExampleBatches(
+        train=sides[0],
+        val=sides[1],
+        tokenizer=tokenizer,
+        seed=seed,
+        plan=plan,
+        fingerprint=f"examples-{digest.hexdigest()[:16]}-{seed}-{plan.batch_size}",
+        pack=config.pack,
+        shown=shown,
+        exact_match=not is_text,
+    )
+
+
+def split_examples(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """Those to train on and those held out, by the hash of all that an example gives (or of a plain text): so none is
+    on both sides, and which side one is on never depends on the others."""
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        asked = example.prompt or example.completion
+        share = int.from_bytes(hashlib.sha256(asked.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+        sides[share < fraction].append(example)
+    return sides

@@ -1,0 +1,93 @@
+"""`bonsai finetune`: the result is a run that needs nothing of the one it came from; bad input writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bonsaigpt.checkpoint import RunDirectory
+from bonsaigpt.cli import main
+from bonsaigpt.data.examples import example_batches
+from bonsaigpt.data.plan import BatchPlan
+
+
+def bonsai(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def task(path: Path, count: int = 60) -> Path:
+    """Words of the workshop's text; the label is whether one has an a."""
+    words = ["cat", "sat", "mat", "saw", "far", "away", "the", "red", "dogs", "run", "from", "home", "on"]
+    records = [{"ask": f"{words[n % 13]} {words[n % 7]}", "say": "yes" if n % 13 < 6 else "no"} for n in range(count)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_a_run_is_tuned_and_is_a_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = task(Path("task.jsonl"))
+    flags = ["--template", "{ask}{say}", "--label-tokens", "--name", "tuned", "--dropout", 0.1]
+    tuning = ["--optim.lr", 0.02, "--freeze", "*.mlp.c_fc.*", "--layer-decay", 0.9, "--train.eval_interval", 10]
+    assert (
+        bonsai("finetune", "tiny", "--data", data, *flags, *tuning, "--train.steps", 60, "--train.batch_size", 64) == 0
+    )
+    run = RunDirectory.open(Path("runs/tuned"))
+    assert run.config.data.kind == "examples"
+    assert run.config.model.dropout == 0.1
+    assert {"<|yes|>", "<|no|>", "<|endoftext|>"} <= run.tokenizer.special_tokens.keys()
+    assert run.environment["finetuned"].startswith("runs/tiny@")
+    before = RunDirectory.open(Path("runs/tiny")).load().model
+    after = run.load().model
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    assert same == {name for name in before if ".mlp.c_fc." in name}
+    capsys.readouterr()
+    assert bonsai("eval", "tuned", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["exact"] == 1.0
+    Path("runs/tiny").rename("elsewhere")  # the run needs nothing of the one it came from
+    assert bonsai("train", "tuned", "--resume", "--train.steps", 62) == 0
+    assert bonsai("sample", "tuned", "--prompt", "cat", "--tokens", 2) == 0
+
+
+def test_it_tunes_further(workshop: Path) -> None:
+    """A run that was tuned has all tokens already."""
+    data = task(Path("task.jsonl"))
+    for parent, name in (("tiny", "one"), ("one", "two")):
+        flags = ["--template", "{ask}{say}", "--label-tokens", "--train.steps", 2]
+        assert bonsai("finetune", parent, "--data", data, *flags, "--name", name) == 0
+    one, two = (RunDirectory.open(Path(f"runs/{name}")) for name in ("one", "two"))
+    assert one.tokenizer.to_json() == two.tokenizer.to_json()
+    assert one.config.model == two.config.model
+
+
+def test_epochs_are_steps(workshop: Path) -> None:
+    data = task(Path("task.jsonl"))
+    assert bonsai("finetune", "tiny", "--data", data, "--val", data, "--template", "{ask} {say}", "--epochs", 2) == 0
+    config = RunDirectory.open(Path("runs/tiny-tuned")).config
+    source = example_batches(config.data, seed=config.seed, plan=BatchPlan.of(config))  # type: ignore[arg-type]
+    assert config.train.steps == -(-2 * len(source.rows) // config.train.batch_size)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "missing.jsonl"], "missing.jsonl cannot be read"),
+        (["--data", "task.jsonl"], "say how they make an example"),
+        (["--data", "task.jsonl", "--template", "{ask}{say}", "--freeze", "nothing"], "matches no parameter"),
+        (["--data", "task.jsonl", "--template", "{ask}{say}", "--freeze", "*"], "leaves nothing to train"),
+        (["--data", "task.jsonl", "--template", "{ask}{say}", "--epochs", "0"], "no number of epochs"),
+        (["--data", "task.jsonl", "--template", "{ask}{say}", "--optim.lrr", "1"], "--optim.lr"),
+        (["--data", "task.jsonl", "--template", "{ask}={say}"], "'='"),
+        (["--data", "task.jsonl", "--template", "{ask}{say}", "--dropout", "2"], "dropout"),
+    ],
+)
+def test_bad_input_writes_nothing(
+    workshop: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    task(Path("task.jsonl"))
+    assert bonsai("finetune", "tiny", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [p.name for p in Path("runs").iterdir()] == ["tiny"]
