@@ -86,17 +86,20 @@ def _parser() -> Parser:
         type=number_above_zero("is no number of epochs: use one above 0"),
         default=3.0,
         metavar="N",
-        help="passes over the examples; --train.steps says it in steps (default: 3)",
+        help="passes over the examples; --train.steps says it in steps (default: 3.0)",
     )
     tuning.add_argument(
-        "--freeze", action="append", default=[], metavar="GLOB", help="leave these parameters as they are; repeatable"
+        "--freeze",
+        action="append",
+        metavar="GLOB",
+        help="leave these as they are; repeatable (default: all are trained)",
     )
     tuning.add_argument(
         "--layer-decay",
         type=number_above_zero("is no factor: use one above 0, e.g. 0.8"),
         default=1.0,
         metavar="X",
-        help="factor on the learning rate for each block further from the end (default: 1)",
+        help="factor on the learning rate for each block further from the end (default: 1.0)",
     )
     tuning.add_argument("--dropout", type=float, metavar="P", help="another rate of dropout (default: the model's)")
     tuning.add_argument("--name", help="name of the new run (default: the run's, and -tuned)")
@@ -124,7 +127,7 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     tokenizer = tokenizer_with(opened.tokenizer, labels)
     model, weights = _model(opened, arguments, tokenizer.vocab_size, base.seed)
     scales = layerwise(model, arguments.layer_decay) if arguments.layer_decay != 1.0 else {}
-    scales |= frozen(model, arguments.freeze)
+    scales |= frozen(model, arguments.freeze or ())
 
     def config_for(steps: int, exact: bool) -> RunConfig:
         return with_overrides(finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact), overrides)
