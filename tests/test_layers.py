@@ -29,6 +29,7 @@ FLOORS = [
     {"interop"},
     {"report"},
     {"study"},
+    {"serve"},
     {"api", "cli", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

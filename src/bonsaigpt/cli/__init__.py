@@ -18,6 +18,7 @@ VERBS = {
     "train": "grow a model: from a recipe, or go on with a run",
     "sample": "let a model write",
     "chat": "talk with a model in the terminal",
+    "serve": "models over HTTP, as OpenAI's clients speak it",
     "eval": "score a model on its whole validation split, or on any text",
     "finetune": "go on with a trained model on examples of a task",
     "stretch": "train a run on at a longer context",
