@@ -18,6 +18,7 @@ import pytest
 
 from bonsaigpt import api
 from bonsaigpt.cli import VERBS, main
+from bonsaigpt.serve.server import make_server
 from bonsaigpt.study.pool import Work
 from tests.data.dumps import Page, dump
 
@@ -57,6 +58,8 @@ def quick(command: list[str]) -> list[str]:
         return [*command, "--steps", "1", "--warmup", "1"]
     if command[0] == "bench":
         return [*command, "--seconds", "0.01", "--tokens", "2"]
+    if command[0] == "serve":
+        return [*command, "--port", "0"]
     if command[0] == "sample":
         return [*command, "--tokens", "5"]
     return command
@@ -74,9 +77,17 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (library / f"m{i}.py").write_text(f"def function_{i}(x):\n    return x + {i}\n" * 40)
     monkeypatch.setattr("sysconfig.get_paths", lambda *_: {"stdlib": str(library)})
     monkeypatch.setattr("bonsaigpt.cli.sweeping.ProcessPool", InThisProcess)
+    monkeypatch.setattr("bonsaigpt.serve.server.make_server", leaving)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))  # of `bonsai chat`: nobody says anything
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def leaving(*arguments: Any, **options: Any) -> Any:
+    """A server that starts, and ends at once."""
+    server = make_server(*arguments, **options)
+    server.should_exit = True
+    return server
 
 
 class InThisProcess:
@@ -253,6 +264,18 @@ def test_the_commands_of_the_sources_run(workshop: Path, capsys: pytest.CaptureF
             assert "--download" in capsys.readouterr().err
         else:
             assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+
+
+def test_the_commands_of_serving_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, kind in (("mine", "chars"), ("mine-bytes", "bytes")):
+        train = f"train my-text --data.path my-texts --name {name} --data.tokenizer.kind {kind}"
+        assert main(quick(shlex.split(train))) == 0
+    found = commands((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
+    assert len(found) >= 2
+    for command in found:
+        capsys.readouterr()
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+        assert "at http://127.0.0.1:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", ["reading.md", "toys.md"])
