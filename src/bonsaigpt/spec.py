@@ -9,6 +9,7 @@ The letters that tensors carry as suffixes, one legend for all files (``q_BHTK``
     T  time (new tokens)  H  query heads (n_head)                      V  vocabulary
     S  cache slots        G  key/value heads (n_kv_head)               L  layers (n_layer)
     C  latent channels    K  width of a head (D / H)                   R  channels that turn with the position
+    E  experts            N  tokens of a batch, all its rows
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ class Param:
     """Share of the weight decay that applies: 1 for matrices and embeddings, 0 for vectors, as GPT-2 and nanoGPT have
     it. The factors of a structured weight share it out, so that their product decays as a dense matrix does."""
     role: Role
-    """What it does: rows that are looked up; a map inside a block; the map to the logits; a scale or a bias; a part of
-    a structured weight. Optimizers that treat matrices as such (Muon) take role ``matrix``: dense maps, and the two of
-    a low-rank one, which are maps themselves. A Kronecker factor is none: its singular values, brought to one, would
-    not be those of the product."""
+    """What it does: rows that are looked up; a map inside a block; the map to the logits, or a router's to those of its
+    experts; a scale or a bias; a part of a structured weight. Optimizers that treat matrices as such (Muon) take role
+    ``matrix``: dense maps, and the two of a low-rank one, which are maps themselves. A Kronecker factor is none: its
+    singular values, brought to one, would not be those of the product."""
     weight: str
     """The weight that it is, or is a factor of: the name in ``model.structure``."""
     stacked: tuple[int, ...] = ()
-    """Output rows of the separate maps that one matrix holds: queries, keys and values. Empty: it is one map."""
+    """Output rows of the separate maps that one matrix holds: queries, keys and values; experts. Empty: it is one
+    map."""
     lr_scale: float = 1.0
     """Factor on AdamW's learning rate: muP's, for widths other than the tuned one."""
     tied_to: str | None = None
@@ -119,9 +121,12 @@ def parameters(config: ModelConfig) -> tuple[Param, ...]:
             vector(f"{block}.attn.sinks", config.n_head, "zeros")
         matrix(f"{block}.attn.c_proj", residual_std)
         norm(f"{block}.ln_2")
-        if config.mlp.kind == "swiglu":
-            matrix(f"{block}.mlp.c_gate")
-        matrix(f"{block}.mlp.c_fc")
+        parted = (config.hidden_of(layer),) * config.experts if config.experts > 1 else ()
+        if config.experts > 1:
+            weight(f"{block}.mlp.router.weight", "head")
+        if config.one_mlp.kind == "swiglu":
+            matrix(f"{block}.mlp.c_gate", stacked=parted)
+        matrix(f"{block}.mlp.c_fc", stacked=parted)
         matrix(f"{block}.mlp.c_proj", residual_std)
     norm("transformer.ln_f")
     if config.tie_embeddings:

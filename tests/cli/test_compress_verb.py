@@ -60,6 +60,20 @@ def test_the_result_is_a_run(workshop: Path, capsys: pytest.CaptureFixture[str])
     assert bonsai("train", "small", "--resume", "--train.steps", 2) == 0
 
 
+def test_experts_begin_as_what_was_compressed(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compress", "tiny", "--calibrate", 400, "--target-params", 0.4, "--structure", "kronecker"]
+    assert bonsai(*command, "--experts", 3, "--active", 1, "--name", "three") == 0
+    assert "a token meets 1 of 3 experts" in " ".join(capsys.readouterr().out.split())
+    said = json.loads(Path("runs/three/environment.json").read_text())["compressed"]
+    assert scored("runs/three", capsys) == pytest.approx(said["loss"], abs=1e-5)
+    assert bonsai("train", "three", "--resume", "--train.steps", 3) == 0
+    assert bonsai("sample", "runs/three", "--tokens", 3) == 0
+    assert bonsai("compress", "tiny", *SMALL, "--experts", 2, "--active", 3) == 2
+    assert "active = 3 of 2 experts" in capsys.readouterr().err
+    assert bonsai("compress", "three", *SMALL) == 2
+    assert "compress the dense run and make experts" in capsys.readouterr().err
+
+
 def test_healing_goes_on_to_the_same_bits_after_a_stop(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teaching = ["--distill", "--optim.distill.hidden", 0.1, "--optim.schedule.kind", "constant"]
     steps = ["--train.eval_interval", 2, "--train.keep_every", 2, "--train.compile", "off"]

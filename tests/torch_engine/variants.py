@@ -63,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "attention": {"n_kv_head": 2, "qk_norm": True},
         "tie_embeddings": False,
     },
+    "experts": {"mlp": {"kind": "moe", "experts": 3, "each": {"kind": "swiglu"}}, "bias": True},
     "structured": {
         "structure": {
             "*.c_fc.weight": {"kind": "kronecker", "a_shape": [16, 8], "terms": 3},
@@ -74,10 +75,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-EAGER_ONLY = {name for name in VARIANTS if name.startswith(("shared", "latent", "linear"))}
+EAGER_ONLY = {name for name in VARIANTS if name.startswith(("shared", "latent", "linear", "experts"))}
 """What decode.cpp does not compute."""
 
-NO_POLICY = EAGER_ONLY | {"sliding windows", "sinks", "sinks in windows"}
+NO_POLICY = EAGER_ONLY - {"experts"} | {"sliding windows", "sinks", "sinks in windows"}
 """Attention that no cache policy knows."""
 
 

@@ -32,7 +32,9 @@ from bonsaigpt.compress.pricing import Offer, choose, chosen_weights, price
 from bonsaigpt.compress.replace import Compressed, replace_blocks
 from bonsaigpt.compress.run import healing_config, write_run
 from bonsaigpt.compress.subject import Subject
+from bonsaigpt.compress.upcycle import experts_config, upcycled
 from bonsaigpt.config import (
+    ExpertsMLP,
     KroneckerColumnsStructure,
     KroneckerStructure,
     LowRankStructure,
@@ -43,6 +45,7 @@ from bonsaigpt.config import (
     derive,
 )
 from bonsaigpt.errors import CheckpointError, ConfigError, did_you_mean
+from bonsaigpt.measure.accounting import matrix_parameters
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.train.resume import check_data
 from bonsaigpt.units import named, size
@@ -91,6 +94,7 @@ def compress_run(argv: list[str]) -> tuple[RunDirectory | None, int]:
         RunDirectory.refuse_existing(target)
     subject, parent = job.subject()
     plan = job.plan(subject, parent)
+    job.check_experts(plan, parent)
     if arguments.dry_run:
         console.print("nothing was compressed, and no run was written", highlight=False)
         return None, 0
@@ -191,6 +195,11 @@ class _Job:
             self.console.print(f"plan: {arguments.plan}", highlight=False, markup=False)
         return plan
 
+    def check_experts(self, plan: Plan, parent: RunConfig) -> None:
+        """Refuse what cannot be made experts of, before the work."""
+        if (experts := self.arguments.experts) is not None:
+            experts_config(plan.applied(parent).model, experts=experts, active=self.arguments.active)
+
     def _budget(self, subject: Subject) -> tuple[int | None, float]:
         """Values for the weights of --layers (None: by loss), and the share that this is of theirs."""
         arguments = self.arguments
@@ -223,7 +232,9 @@ class _Job:
             row = (step.block, settings + again, f"{step.stored:,}", f"{step.loss:.4f}", f"{step.cost:+.4f}")
             rows.append((*row, f"{step.seconds:.1f}"))
         print_table(("block", "became", "values", "loss, nats", "cost, nats", "seconds"), rows)
-        return found
+        if (experts := self.arguments.experts) is None:
+            return found
+        return upcycled(found, experts=experts, active=self.arguments.active, seed=seed)
 
     def _allowed(self, plan: Plan) -> Any:
         arguments = self.arguments
@@ -248,7 +259,11 @@ class _Job:
         """``803,000 values became 541,000 (2.06 MiB): +0.0412 nats before healing``."""
         before, after = parameter_count(self.opened.config), parameter_count(compressed.config)
         cost = compressed.loss - compressed.dense_loss
-        return f"{named(before, 'value')} became {after:,} ({size(_BYTES * after)}): {cost:+.4f} nats before healing"
+        cost_words = f"{cost:+.4f} nats before healing"
+        if isinstance(mlp := compressed.config.mlp, ExpertsMLP):
+            met = matrix_parameters(compressed.config)
+            cost_words += f"; a token meets {mlp.active} of {mlp.experts} experts, {met:,} values in matrices"
+        return f"{named(before, 'value')} became {after:,} ({size(_BYTES * after)}): {cost_words}"
 
 
 def _show_plan(offers: Sequence[Offer], chosen: dict[str, Option], subject: Subject) -> None:

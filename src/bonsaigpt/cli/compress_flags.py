@@ -81,6 +81,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a block that adds more validation loss takes a larger shape, or stays dense (default: no limit)",
     )
     parser.add_argument(
+        "--experts",
+        type=count_from(2),
+        metavar="N",
+        help="make of every compressed MLP so many experts that begin as it, each with an A of its own where MLPs are "
+        "Kronecker sums, and one B for all (default: one MLP)",
+    )
+    parser.add_argument(
+        "--active", type=count_from(1), default=2, metavar="N", help="experts that a token goes through (default: 2)"
+    )
+    parser.add_argument(
         "--heal", type=count_from(0), default=0, metavar="STEPS", help="train so many steps afterwards (default: 0)"
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bonsaigpt.cli.common import print_table
-from bonsaigpt.config import MuonMatrices
+from bonsaigpt.config import ExpertsMLP, MuonMatrices
 from bonsaigpt.measure.forecast import Forecast
 from bonsaigpt.measure.scaling import Prediction
 from bonsaigpt.trace import Room
@@ -41,6 +41,8 @@ def _model_rows(found: Forecast) -> list[_Row]:
     model = found.config.model
     shape = f"{named(model.n_layer, 'layer')} of width {model.n_embd}, block {model.block_size}"
     matrices = f"{count(found.matrix_parameters)} of them in matrices"
+    if isinstance(mlp := model.mlp, ExpertsMLP):
+        matrices += f" that a token meets, {mlp.active} of {mlp.experts} experts"
     return [("parameters", count(found.parameters), f"{matrices}; {shape}")]
 
 

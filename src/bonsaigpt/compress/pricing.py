@@ -59,6 +59,11 @@ def chosen_weights(config: ModelConfig, layers: Sequence[str]) -> dict[str, Stru
             )
     found = {name: structure for name, structure in made.items() if any(fnmatchcase(name, glob) for glob in layers)}
     for name, structure in found.items():
+        if config.experts > 1 and ".mlp." in name:
+            raise ConfigError(
+                f"{name} belongs to experts, each of which sees its own tokens: compress the dense run and make "
+                "experts of the result with --experts, or give --layers '*.attn.*'"
+            )
         if structure.factored:
             raise ConfigError(
                 f"{name} is structured already ({config.structure_of(name).kind}): leave it out with --layers, or "

@@ -53,6 +53,7 @@ from bonsaigpt.config.memory import HiddenMemory, KeyValueMemory, MemoryConfig, 
 from bonsaigpt.config.mixture import MixtureData, MixturePart
 from bonsaigpt.config.model import (
     PRESETS,
+    ExpertsMLP,
     GeluMLP,
     LayerNorm,
     ModelConfig,
@@ -98,6 +99,7 @@ from bonsaigpt.config.structure import (
     NarrowStructure,
     StructureConfig,
     WeightStructure,
+    hidden_side,
 )
 from bonsaigpt.config.tokenizers import (
     BpeTokenizerConfig,
@@ -128,6 +130,7 @@ __all__ = [
     "EvictingSelection",
     "ExactFormat",
     "ExamplesData",
+    "ExpertsMLP",
     "FileTokenizerConfig",
     "FilesData",
     "FinewebData",
@@ -217,6 +220,7 @@ __all__ = [
     "ZeroOneData",
     "derive",
     "dump_toml",
+    "hidden_side",
     "load_toml",
     "memory_flaw",
     "setting_docs",

@@ -14,12 +14,14 @@ from bonsaigpt.config.structure import (
     NarrowStructure,
     StructureConfig,
     WeightStructure,
+    check_experts,
     check_names,
     chosen,
+    hidden_side,
 )
 from bonsaigpt.errors import ConfigError
 
-__all__ = ["PRESETS", "GeluMLP", "LayerNorm", "ModelConfig", "RMSNorm", "ReLU2MLP", "SwiGLUMLP"]
+__all__ = ["PRESETS", "ExpertsMLP", "GeluMLP", "LayerNorm", "ModelConfig", "RMSNorm", "ReLU2MLP", "SwiGLUMLP"]
 
 
 class GeluMLP(Config):
@@ -49,6 +51,30 @@ class ReLU2MLP(Config):
     """Which MLP."""
     hidden: int | None = Field(default=None, ge=1)
     """Hidden units; none means 4 * n_embd."""
+
+
+class ExpertsMLP(Config):
+    """Several MLPs in place of one, a mixture of experts: every token goes through a few, which a router chooses for it
+    (Shazeer et al. 2017). Their matrices stand in one, so where ``model.structure`` makes that of factors they share
+    them: Kronecker experts own their A and share B."""
+
+    kind: Literal["moe"] = "moe"
+    """Which MLP."""
+    each: Annotated[GeluMLP | SwiGLUMLP | ReLU2MLP, Field(discriminator="kind")] = GeluMLP()
+    """What every expert is."""
+    experts: int = Field(default=4, ge=2)
+    """MLPs that there are."""
+    active: int = Field(default=2, ge=1)
+    """MLPs that a token goes through."""
+    balance: float = Field(default=0.01, ge=0.0)
+    """Weight of the loss that spreads the tokens of each sequence over the experts (DeepSeek-AI 2024, equation 17); 0
+    means none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.active > self.experts:
+            raise ValueError(f"model.mlp.active = {self.active} of {self.experts} experts: use at most as many")
+        return self
 
 
 class LayerNorm(Config):
@@ -123,7 +149,7 @@ class ModelConfig(Config):
     norm_position: Literal["pre", "post"] = "pre"
     """Normalise the input of each branch (GPT-2), or the sum after it (GPT-1; trains worse, see the handbook)."""
     attention: AttentionConfig = SoftmaxAttention()
-    mlp: Annotated[GeluMLP | SwiGLUMLP | ReLU2MLP, Field(discriminator="kind")] = GeluMLP()
+    mlp: Annotated[GeluMLP | SwiGLUMLP | ReLU2MLP | ExpertsMLP, Field(discriminator="kind")] = GeluMLP()
     position: PositionConfig = LearnedPosition()
     norm: Annotated[LayerNorm | RMSNorm, Field(discriminator="kind")] = LayerNorm()
     structure: dict[str, StructureConfig] = Field(default={})
@@ -174,7 +200,10 @@ class ModelConfig(Config):
             check_names(self.structure, shapes, (f"transformer.h.{layer}.mlp" for layer in range(self.n_layer)))
             for name, (out, into) in shapes.items():
                 if out:  # else the vocabulary is not known yet; the configuration is checked again when it is
-                    self.structure_of(name).check(name, out, into)
+                    setting = self.structure_of(name)
+                    setting.check(name, out, into)
+                    if isinstance(self.mlp, ExpertsMLP) and (side := hidden_side(name)) is not None:
+                        check_experts(setting, name, side, self.mlp.experts)
         return self
 
     @property
@@ -186,12 +215,14 @@ class ModelConfig(Config):
         if self.position.kind == "learned":
             shapes["transformer.wpe.weight"] = (self.block_size, self.n_embd)
         for layer in range(self.n_layer):
-            block, hidden = f"transformer.h.{layer}", self.hidden_of(layer)
+            block, hidden = f"transformer.h.{layer}", self.experts * self.hidden_of(layer)
             shapes[f"{block}.attn.c_attn.weight"] = (sum(self.attention_maps(layer)), self.n_embd)
             if isinstance(self.attention, LatentAttention):
                 shapes[f"{block}.attn.c_up.weight"] = (2 * self.n_head * self.head_width, self.latent_width)
             shapes[f"{block}.attn.c_proj.weight"] = (self.n_embd, self.n_head * self.head_width)
-            if self.mlp.kind == "swiglu":
+            if isinstance(self.mlp, ExpertsMLP):
+                shapes[f"{block}.mlp.router.weight"] = (self.experts, self.n_embd)
+            if self.one_mlp.kind == "swiglu":
                 shapes[f"{block}.mlp.c_gate.weight"] = (hidden, self.n_embd)
             shapes[f"{block}.mlp.c_fc.weight"] = (hidden, self.n_embd)
             shapes[f"{block}.mlp.c_proj.weight"] = (self.n_embd, hidden)
@@ -265,17 +296,27 @@ class ModelConfig(Config):
             return self.attention.rope_width or 2 * -(-self.head_width // 4)
         return self.head_width
 
+    @property
+    def one_mlp(self) -> GeluMLP | SwiGLUMLP | ReLU2MLP:
+        """The MLP, or what each of the experts is."""
+        return self.mlp.each if isinstance(self.mlp, ExpertsMLP) else self.mlp
+
+    @property
+    def experts(self) -> int:
+        """E: MLPs of a layer, which is one where there is no choice."""
+        return self.mlp.experts if isinstance(self.mlp, ExpertsMLP) else 1
+
     def hidden_of(self, layer: int) -> int:
-        """F of one layer's MLP, which ``model.structure`` may have made narrower."""
+        """F of one layer's MLP (of each expert), which ``model.structure`` may have made narrower."""
         found = chosen(self.structure, f"transformer.h.{layer}.mlp", narrow=True)
         return found.hidden if isinstance(found, NarrowStructure) else self.hidden
 
     @property
     def hidden(self) -> int:
-        """F: hidden units of an MLP of which nothing else is said."""
-        if self.mlp.hidden is not None:
-            return self.mlp.hidden
-        return -(-8 * self.n_embd // 3 // 16) * 16 if self.mlp.kind == "swiglu" else 4 * self.n_embd
+        """F: hidden units of an MLP (of each expert) of which nothing else is said."""
+        if self.one_mlp.hidden is not None:
+            return self.one_mlp.hidden
+        return -(-8 * self.n_embd // 3 // 16) * 16 if self.one_mlp.kind == "swiglu" else 4 * self.n_embd
 
     @property
     def width_ratio(self) -> float:

@@ -24,8 +24,10 @@ __all__ = [
     "NarrowStructure",
     "StructureConfig",
     "WeightStructure",
+    "check_experts",
     "check_names",
     "chosen",
+    "hidden_side",
 ]
 
 
@@ -154,6 +156,25 @@ def check_names(structure: Mapping[str, StructureConfig], weights: Iterable[str]
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" The first is {names[narrow][0]!r}."
         what = "MLP" if narrow else "weight"
         raise ValueError(f"'{glob}' in model.structure matches no {what} of this model.{hint}")
+
+
+def hidden_side(name: str) -> int | None:
+    """Which side of a weight are the hidden units of an MLP: 0 outputs (c_fc, c_gate), 1 inputs (c_proj); or None."""
+    return {"mlp.c_fc.weight": 0, "mlp.c_gate.weight": 0, "mlp.c_proj.weight": 1}.get(".".join(name.split(".")[-3:]))
+
+
+def check_experts(setting: WeightStructure, name: str, side: int, experts: int) -> None:
+    """Raise ``ValueError`` if the hidden units on a side of a weight cannot be parted among so many experts."""
+    if isinstance(setting, KroneckerColumnsStructure) and side == 1:
+        raise ValueError(
+            f"'kronecker+sparse' keeps inputs of {name} for every token, but these are experts' hidden units, which "
+            "few tokens have: use 'kronecker'"
+        )
+    if isinstance(setting, KroneckerStructure | MonarchStructure) and setting.a_shape[side] % experts:
+        raise ValueError(
+            f"a_shape = {list(setting.a_shape)} of {name}: {setting.a_shape[side]} {('rows', 'columns')[side]} of A do "
+            f"not part among {experts} experts; use a multiple of {experts}"
+        )
 
 
 def _any_layer(name: str) -> str:

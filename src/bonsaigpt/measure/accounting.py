@@ -3,9 +3,9 @@
 The convention is that of PaLM (Chowdhery et al. 2022, appendix B): training takes 6 operations for each matrix
 element and token (2 forward, 4 backward), and 12 K T for each head and token in the two products of attention over T
 positions, the masked half included; under a window of W the T is at most W, and for linear attention, which can sum in
-either order, at most K. A structured matrix counts as the multiply-adds of its cheapest order of application. Look-ups,
-norms and the optimizer are not counted, nor is anything that is computed twice to save memory: it is the work of the
-model, whatever the program does.
+either order, at most K. A structured matrix counts as the multiply-adds of its cheapest order of application, and of
+experts the active ones count alone. Look-ups, norms and the optimizer are not counted, nor is anything that is computed
+twice to save memory: it is the work of the model, whatever the program does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 
 from bonsaigpt.config import ModelConfig, SoftmaxAttention
-from bonsaigpt.structure import Product, Structure, structures
+from bonsaigpt.structure import Product, Structure, at_work
 
 __all__ = ["ATTENTION_KINDS", "flops_by_kind", "flops_per_token", "matrix_parameters", "matrix_products"]
 
@@ -52,13 +52,14 @@ def matrix_products(config: ModelConfig) -> dict[tuple[str, Product], int]:
 
 
 def matrix_parameters(config: ModelConfig) -> int:
-    """Stored values of all weights that a token is multiplied with: the head counts, look-ups do not."""
+    """Stored values of all weights that a token is multiplied with: the head counts, look-ups do not, and neither do
+    the experts of other tokens."""
     return sum(structure.parameters for _, structure in _maps(config))
 
 
 def _maps(config: ModelConfig) -> list[tuple[str, Structure]]:
     """The kind and the structure of every weight that a token is multiplied with."""
-    made = structures(config)
+    made = at_work(config)
     maps = [(_kind(name), structure) for name, structure in made.items() if not name.startswith("transformer.w")]
     return [*maps, ("lm_head", made["transformer.wte.weight"])] if config.tie_embeddings else maps
 

@@ -52,7 +52,7 @@ LOOKS = {"gelu": _Ends(-3.0, 3.0, 0.4), "swiglu": _Ends(-6.0, 6.0, 0.4), "relu2"
 
 def look_for(model: ModelConfig, config: HealthConfig) -> Look:
     """What to ask a step of a run."""
-    ends = LOOKS[model.mlp.kind]
+    ends = LOOKS[model.one_mlp.kind]
     return Look(tokens=config.tokens, off=ends.off, far=ends.far)
 
 
@@ -122,7 +122,7 @@ class Health:
         table = [p for p in parameters(model) if p.tied_to is None]
         names = [short_name(p.name) for p in table]
         roots = np.sqrt([p.size for p in table])
-        most = LOOKS[model.mlp.kind].most
+        most = LOOKS[model.one_mlp.kind].most
         layers = range(model.n_layer)
         found = {kind: _under(figures, kind) for kind in ("rank", "terms")}
         ranks = {name: structure.rank for name, structure in structures(model).items()}
@@ -253,18 +253,20 @@ _LESS_LR = "try a lower --optim.lr or a longer --optim.schedule.warmup"
 
 
 def _dead(health: Health, first: Health, model: ModelConfig) -> _Signs:
-    gate = "c_gate" if model.mlp.kind == "swiglu" else "c_fc"
+    gate = "c_gate" if model.one_mlp.kind == "swiglu" else "c_fc"
     for layer, share in enumerate(health.dead):
         if share is not None and share >= _DEAD:
             words = f"{gate} of block {layer}: {share:.0%} of units never active at {health.tokens:,} tokens"
             remedy = f"nothing comes back to them, so they stay so: {_LESS_LR}"
-            if model.mlp.kind == "relu2":
+            if model.experts > 1:
+                remedy += ", or where no token came to an expert a larger --model.mlp.balance"
+            elif model.one_mlp.kind == "relu2":
                 remedy += ", or --model.mlp.kind gelu"
             yield f"h.{layer}.mlp.{gate}", words.replace("%", " %"), remedy
 
 
 def _saturated(health: Health, first: Health, model: ModelConfig) -> _Signs:
-    gate = "c_gate" if model.mlp.kind == "swiglu" else "c_fc"
+    gate = "c_gate" if model.one_mlp.kind == "swiglu" else "c_fc"
     for layer, share in enumerate(health.saturated):
         if share is not None and share >= _SATURATED:
             words = f"{gate} of block {layer}: {share:.0%} of units saturated at {health.tokens:,} tokens"

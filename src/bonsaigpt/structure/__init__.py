@@ -6,11 +6,13 @@ NumPy only. How an engine applies a structure is the engine's; how good factors 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from bonsaigpt.config import (
     DenseStructure,
+    ExpertsMLP,
     KroneckerColumnsStructure,
     KroneckerStructure,
     LowRankStructure,
@@ -18,6 +20,7 @@ from bonsaigpt.config import (
     MonarchStructure,
     NarrowStructure,
     WeightStructure,
+    hidden_side,
 )
 from bonsaigpt.structure.base import MATERIALISED, Arrays, Factor, Product, Structure
 from bonsaigpt.structure.columns import KroneckerColumns
@@ -37,6 +40,7 @@ __all__ = [
     "Monarch",
     "Product",
     "Structure",
+    "at_work",
     "make",
     "merge",
     "structures",
@@ -69,21 +73,41 @@ def structures(config: ModelConfig) -> dict[str, Structure]:
     return {name: make(config.structure_of(name), *shape) for name, shape in config.weight_shapes.items()}
 
 
+def at_work(config: ModelConfig) -> dict[str, Structure]:
+    """What one token is multiplied with: the same, but of experts the active ones alone."""
+    made = structures(config)
+    if not isinstance(mlp := config.mlp, ExpertsMLP):
+        return made
+
+    def part(size: int) -> int:
+        return size * mlp.active // mlp.experts
+
+    for name, structure in made.items():
+        if (side := hidden_side(name)) is None:
+            continue
+        changes = {"out": part(structure.out)} if side == 0 else {"into": part(structure.into)}
+        made[name] = replace(structure, **changes)
+        if isinstance(structure, Kronecker | Monarch):
+            m1, n1 = structure.a_shape
+            made[name] = replace(made[name], a_shape=(part(m1), n1) if side == 0 else (m1, part(n1)))
+    return made
+
+
 def merge(
-    config: ModelConfig, values: Arrays, *, which: Callable[[Structure], bool] = lambda structure: True
+    config: ModelConfig, values: Arrays, *, which: Callable[[str, Structure], bool] = lambda name, structure: True
 ) -> tuple[ModelConfig, Arrays]:
     """The same function with dense weights: the configuration, and every value under its dense name.
 
-    Factors are multiplied in float64. MLPs that were made narrow stay so.
+    Factors are multiplied in float64. MLPs that were made narrow stay so, and experts do not become one.
 
     Args:
-        which: structures that are to be merged; the others stay factored. All by default.
+        which: weights that are to be merged, by name and structure; the others stay factored. All by default.
     """
     rest, merged = dict(values), {}
     settings = dict(config.structure)
     for name, structure in structures(config).items():
         own = {factor.name: rest.pop(factor.key(name)) for factor in structure.factors}
-        if structure.factored and which(structure):
+        if structure.factored and which(name, structure):
             wide = structure.expand({factor: value.astype(np.float64) for factor, value in own.items()})
             merged[name] = wide.astype(np.float32)
             settings[name] = DenseStructure()

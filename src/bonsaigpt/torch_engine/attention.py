@@ -54,6 +54,8 @@ class Where:
     a cache it follows from the positions of its slots."""
     before: Callable[[int, Tensor], Tensor] | None = None
     """Puts the remembered inputs of a layer in front of the new ones; positions and rotation are of both then."""
+    loads: list[Tensor] | None = None
+    """Takes of each layer of experts how unevenly each row's tokens are spread over them, (B,)."""
 
 
 def causal_mask(query_positions_BT: Tensor, key_positions_BS: Tensor, window: int | None = None) -> Tensor:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig
+from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig, hidden_side
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
-from bonsaigpt.structure import MATERIALISED, merge
+from bonsaigpt.structure import MATERIALISED, Structure, merge
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
@@ -263,8 +263,14 @@ class TorchEngine:
 
     def model(self, config: ModelConfig, values: Arrays) -> GPT:
         """A model to evaluate or to generate with. Weights whose factors would take more work for a token than the
-        matrix are merged into it, once: decoding is never slower than with dense ones."""
-        config, values = merge(config, values, which=lambda s: s.macs(s.cheapest) >= s.macs(MATERIALISED))
+        matrix are merged into it, once: decoding is never slower than with dense ones. So are those of experts, which
+        are matrices by the time that a token finds its own."""
+
+        def is_slower(name: str, made: Structure) -> bool:
+            routed = config.experts > 1 and hidden_side(name) is not None
+            return routed or made.macs(made.cheapest) >= made.macs(MATERIALISED)
+
+        config, values = merge(config, values, which=is_slower)
         return build(config, values=values).to(self.placement.device).eval()
 
     def model_of(self, state: State) -> GPT:

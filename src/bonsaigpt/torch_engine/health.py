@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from bonsaigpt.spec import parameters
 from bonsaigpt.torch_engine.attention import Attention, Seen, Where, scores
 from bonsaigpt.torch_engine.device import Placement
+from bonsaigpt.torch_engine.experts import Experts
 from bonsaigpt.torch_engine.latent import LatentHeads
 from bonsaigpt.torch_engine.mlp import MLP
 from bonsaigpt.torch_engine.model import GPT
@@ -66,11 +68,10 @@ class Checkup:
         with ExitStack() as closing, self._layout.whole_weights():
             for layer, block in enumerate(model.transformer.h):
                 assert isinstance(block.mlp, MLP)
-                gate = block.mlp.c_gate if block.mlp.kind == "swiglu" else block.mlp.c_fc
                 if isinstance(block.attn, Attention | LatentHeads):  # linear attention has no softmax
                     closing.callback(block.attn.register_forward_pre_hook(self._attention(layer)).remove)
                 for handle in (
-                    gate.register_forward_hook(self._units(layer, look)),
+                    self._watch_units(block.mlp, layer, look),
                     block.register_forward_pre_hook(self._weights(f"transformer.h.{layer}.")),
                 ):
                     closing.callback(handle.remove)
@@ -104,12 +105,29 @@ class Checkup:
 
         return see
 
+    def _watch_units(self, mlp: MLP, layer: int, look: Look) -> RemovableHandle:
+        if isinstance(mlp, Experts):
+            return mlp.register_forward_pre_hook(self._experts(layer, look))
+        gate = mlp.c_gate if mlp.kind == "swiglu" else mlp.c_fc
+        return gate.register_forward_hook(self._units(layer, look))
+
     def _units(self, layer: int, look: Look) -> Callable[..., None]:
         def see(module: nn.Module, inputs: Any, output_BTF: Tensor) -> None:
             units_NF = output_BTF.flatten(0, -2)
             # Not the share above: what is no number is not off, and not dead.
             self.figures[f"on/{layer}"] = 1.0 - (units_NF <= look.off).float().mean(dim=0)
             self.figures[f"far/{layer}"] = (units_NF > look.far).float().mean(dim=0)
+
+        return see
+
+    def _experts(self, layer: int, look: Look) -> Callable[..., None]:
+        """A unit is off where its expert is not met, and what it is far at counts of the tokens that it meets."""
+
+        def see(module: Experts, inputs: Any) -> None:
+            units_NEF, meets_NE1 = module.units(inputs[0])
+            on, far = ~(units_NEF <= look.off) & meets_NE1, (units_NEF > look.far) & meets_NE1
+            self.figures[f"on/{layer}"] = on.float().mean(dim=0).flatten()
+            self.figures[f"far/{layer}"] = (far.sum(dim=0) / meets_NE1.sum(dim=0).clamp_min(1)).flatten()
 
         return see
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bonsaigpt.config import LogitsDistill, NoDistill
+from bonsaigpt.config import ExpertsMLP, LogitsDistill, NoDistill
 from bonsaigpt.data.batches import IGNORE
 from bonsaigpt.torch_engine.carry import Carry
 from bonsaigpt.torch_engine.model import GPT
@@ -55,7 +55,19 @@ class Learner(nn.Module):
         """
         model = self.model
         streams: list[Tensor] | None = [] if taught is not None and taught[1:] else None
-        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, carry=carry, streams=streams)
+        balance = model.config.mlp.balance if isinstance(model.config.mlp, ExpertsMLP) else 0.0
+        loads: list[Tensor] | None = [] if balance else None
+        hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, carry=carry, streams=streams, loads=loads)
+        objective, loss = self._of_hidden(hidden_BTD, targets_BT, taught, streams or [])
+        if loads:
+            counts_B = (targets_BT != IGNORE).sum(dim=-1)
+            objective = objective + balance * (torch.stack(loads).sum(dim=0) * counts_B).sum()
+        return objective, loss.detach()
+
+    def _of_hidden(
+        self, hidden_BTD: Tensor, targets_BT: Tensor, taught: Taught | None, streams: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        model = self.model
         if taught is None and targets_BT.numel() * model.config.vocabulary_rows > WHOLE:
             return fused_head_loss(
                 hidden_BTD,
@@ -70,11 +82,11 @@ class Learner(nn.Module):
         loss = cross_entropy_sum(logits_BTV, targets_BT)
         objective = loss
         if taught is not None and isinstance(self.distill, LogitsDistill):
-            objective = distilled_sum(self.distill, loss, logits_BTV, streams or [], targets_BT, taught)
+            objective = distilled_sum(self.distill, loss, logits_BTV, streams, targets_BT, taught)
         if self.z_loss:
             partition_BT = logits_BTV.float().logsumexp(dim=-1).where(targets_BT != IGNORE, 0.0)
             objective = objective + self.z_loss * partition_BT.square().sum()
-        return objective, loss.detach()
+        return objective, loss
 
 
 def distilled_sum(

@@ -20,20 +20,21 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, made: Mapping[str, Structure]) -> None:
         super().__init__()
-        self.kind = config.mlp.kind
-        self.approximate = config.mlp.approximate if isinstance(config.mlp, GeluMLP) else "none"
+        one = config.one_mlp
+        self.kind, self.approximate = one.kind, one.approximate if isinstance(one, GeluMLP) else "none"
         path = f"transformer.h.{layer}.mlp"
         if self.kind == "swiglu":
             self.c_gate = Linear(made[f"{path}.c_gate.weight"], bias=config.bias)
         self.c_fc = Linear(made[f"{path}.c_fc.weight"], bias=config.bias)
         self.c_proj = Linear(made[f"{path}.c_proj.weight"], bias=config.bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = self.c_fc(x_BTD)
-        if self.kind == "swiglu":
-            h_BTF = F.silu(self.c_gate(x_BTD)) * h_BTF
-        elif self.kind == "relu2":
-            h_BTF = relu2(h_BTF)
-        else:
-            h_BTF = F.gelu(h_BTF, approximate=self.approximate)
-        return self.c_proj(h_BTF)
+    def forward(self, x_BTD: Tensor, loads: list[Tensor] | None = None) -> Tensor:
+        """``loads`` is for experts (``experts.py``): here is nothing to choose."""
+        gate_BTF = self.c_gate(x_BTD) if self.kind == "swiglu" else None
+        return self.c_proj(self.bend(self.c_fc(x_BTD), gate_BTF))
+
+    def bend(self, h: Tensor, gate: Tensor | None) -> Tensor:
+        """The non-linearity; the gate is there for SwiGLU alone."""
+        if gate is not None:
+            return F.silu(gate) * h
+        return relu2(h) if self.kind == "relu2" else F.gelu(h, approximate=self.approximate)

@@ -20,6 +20,7 @@ from bonsaigpt.spec import initial_value, parameters
 from bonsaigpt.structure import Structure, structures
 from bonsaigpt.torch_engine.attention import Attention, Seen, Where, document_mask, masks
 from bonsaigpt.torch_engine.carry import Carry
+from bonsaigpt.torch_engine.experts import Experts
 from bonsaigpt.torch_engine.latent import LatentHeads
 from bonsaigpt.torch_engine.linear import Linear, Norm, linear
 from bonsaigpt.torch_engine.linear_attention import LinearHeads
@@ -58,7 +59,7 @@ class Block(nn.Module):
         self.ln_1 = Norm(config)
         self.attn = _ATTENTIONS[config.attention.kind](config, layer, made)
         self.ln_2 = Norm(config)
-        self.mlp = MLP(config, layer, made)
+        self.mlp = (MLP if config.experts == 1 else Experts)(config, layer, made)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, where: Where, shared: Seen | None) -> tuple[Tensor, Seen | None]:
@@ -66,10 +67,10 @@ class Block(nn.Module):
         if self.post_norm:  # GPT-1, Vaswani et al. 2017: gradients pass through every normalisation
             y_BTD, shared = self.attn(x_BTD, where, shared)
             x_BTD = self.ln_1(x_BTD + self.drop(y_BTD))
-            return self.ln_2(x_BTD + self.drop(self.mlp(x_BTD))), shared
+            return self.ln_2(x_BTD + self.drop(self.mlp(x_BTD, where.loads))), shared
         y_BTD, shared = self.attn(self.ln_1(x_BTD), where, shared)
         x_BTD = x_BTD + self.drop(y_BTD)
-        return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD))), shared
+        return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD), where.loads)), shared
 
 
 class Transformer(nn.Module):
@@ -126,6 +127,7 @@ class GPT(nn.Module):
         documents_BT: Tensor | None = None,
         carry: Carry | None = None,
         streams: list[Tensor] | None = None,
+        loads: list[Tensor] | None = None,
     ) -> Tensor:
         """The normalised last hidden state, (B, T, D). Positions default to 0 .. T-1, or go on from the cache.
 
@@ -133,6 +135,7 @@ class GPT(nn.Module):
         positions start at 0: so a document in a row gives what it gives alone, and is seen where generation starts.
         ``carry``: what stood before these rows, and where positions go on.
         ``streams``: takes the residual stream after each block, (B, T, D).
+        ``loads``: takes of each layer of experts how unevenly each row's tokens are spread over them, (B,).
         """
         B, T = tokens_BT.shape
         mask = None
@@ -160,7 +163,7 @@ class GPT(nn.Module):
                 turned = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
         x_BTD = self.transformer.drop(x_BTD)
         before = carry.before if carry is not None and carry.has_inputs else None
-        where = Where(positions_BT, turned, cache, masks(self.config, T, mask, tokens_BT.device), before)
+        where = Where(positions_BT, turned, cache, masks(self.config, T, mask, tokens_BT.device), before, loads)
         shared: Seen | None = None
         for block in self.transformer.h:
             if self.recompute and self.training:  # Chen et al. 2016: keep the input, compute the rest again

@@ -178,7 +178,7 @@ def at_most(config: RunConfig, *, rows: int, workers: int) -> int:
         return sys.maxsize
     model = config.model
     tokens = rows * model.block_size
-    each = 40 * model.n_embd + 10 * model.hidden + 8 * model.n_head * model.block_size
+    each = 40 * model.n_embd + 10 * model.experts * model.hidden + 8 * model.n_head * model.block_size
     activations = tokens * (model.n_layer * each + 10 * model.vocabulary_rows)
     return 4 * (workers * (2 * activations + 2 * parameter_count(model)) + 20 * parameter_count(model))
 

@@ -212,8 +212,8 @@ def _layer(block: nn.Module, packed: Packed) -> Layer:
 
 
 def _mlp(config: ModelConfig) -> int:
-    tanh = isinstance(config.mlp, GeluMLP) and config.mlp.approximate == "tanh"
-    return MLPS["gelu tanh" if tanh else config.mlp.kind]
+    tanh = isinstance(config.one_mlp, GeluMLP) and config.one_mlp.approximate == "tanh"
+    return MLPS["gelu tanh" if tanh else config.one_mlp.kind]
 
 
 def _close(library: ctypes.CDLL, handle: int, process: int) -> None:

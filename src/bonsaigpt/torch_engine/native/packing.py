@@ -93,6 +93,8 @@ def what_is_not_computed(config: ModelConfig) -> str | None:
     """In words which variant of the model decode.cpp does not know, or None."""
     if not isinstance(config.attention, SoftmaxAttention):
         return f"the C++ does not compute model.attention.kind = {config.attention.kind}"
+    if config.experts > 1:
+        return f"the C++ does not compute model.mlp.kind = {config.mlp.kind}"
     if config.attention.share_kv > 1:
         return "the C++ does not compute model.attention.share_kv"
     return None
