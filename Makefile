@@ -33,9 +33,14 @@ ifneq ($(NANOGPT),)
 	$(BIN)/python benchmarks/time_to_loss.py --nanogpt $(NANOGPT) --text $(TEXT)
 endif
 
-# The handbook is plain Markdown; this runs its commands and follows its links.
-docs: $(STAMP)
-	$(BIN)/python -m pytest tests/test_readme.py
+# The handbook is plain Markdown; this makes pages with a menu and a search of it, in site/index.html.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "open site/index.html; the search needs: $(BIN)/python -m http.server -d site"
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # pip, not another installer: it takes a local build of torch where one is set up.
 $(STAMP): pyproject.toml constraints.txt
