@@ -121,3 +121,26 @@ def test_what_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFixture
     assert main([*TRAIN, *QUICK, "--init", "small", "--name", "no"]) == 2
     assert "tokenizer" in capsys.readouterr().err
     assert not (place / "runs").exists()
+
+
+def test_export_writes_a_folder_that_says_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = [*TRAIN, *QUICK, "--model.n_layer", "1", "--model.n_embd", "16", "--model.block_size", "8"]
+    assert main([*train, "--name", "small", "--data.tokenizer.kind", "bytes"]) == 0
+    assert main(["export", "small", "--to", "hf"]) == 0
+    folder = place / "runs" / "small" / "export" / "hf"
+    card = (folder / "README.md").read_text()
+    evaluated = json.loads((place / "runs" / "small" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"| validation loss, nats a token | {evaluated['val_loss']:.4f} |" in card
+    assert "bonsai train my-text" in card
+    capsys.readouterr()
+    for model in ("small", str(folder)):
+        assert main(["eval", model, "--text", "text.txt", "--device", "cpu", "--json"]) == 0
+    run, back = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert run["loss"] == pytest.approx(back["loss"], abs=1e-6)
+    assert run["bits_per_byte"] == pytest.approx(back["bits_per_byte"], abs=1e-6)
+    assert main(["export", "small", "--to", "hf"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["export", str(folder), "--to", "hf"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main(["export", str(folder), "--to", "hf", "--out", "again"]) == 0
+    assert (place / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

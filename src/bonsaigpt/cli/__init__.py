@@ -23,6 +23,7 @@ VERBS = {
     "finetune": "go on with a trained model on examples of a task",
     "stretch": "train a run on at a longer context",
     "compress": "make a trained run smaller: structured weights, block by block, then healing",
+    "export": "write a model for other programs",
     "sweep": "train a recipe over a grid of settings and several seeds",
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",
     "bench": "how fast a model decodes here, against the machine's limit",

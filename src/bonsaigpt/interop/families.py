@@ -7,7 +7,9 @@ it is read.
 
 from __future__ import annotations
 
-from bonsaigpt.config import ModelConfig, SoftmaxAttention
+from pydantic import ValidationError
+
+from bonsaigpt.config import GeluMLP, ModelConfig, SoftmaxAttention, SwiGLUMLP
 from bonsaigpt.interop.family import Family, Settings, Unmapped
 from bonsaigpt.interop.gpt2 import GPT2
 from bonsaigpt.interop.llama import LLAMAS
@@ -21,10 +23,17 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, *L
 
 def differences(family: Family, config: ModelConfig) -> list[str]:
     """The settings of the model that the family cannot say."""
+    if config.attention.kind != "softmax":
+        return ["model.attention.kind"]
     try:
         back = ModelConfig.model_validate(family.read(family.write(config)))
-    except (Unmapped, KeyError):
-        return ["model.mlp.kind"]
+    except Unmapped:  # of the MLP, the only word that a family may not even be able to write
+        known = SwiGLUMLP if "mlp.c_gate" in family.modules else GeluMLP
+        rest = config.model_copy(update={"mlp": known(hidden=config.hidden)})
+        return ["model.mlp.kind", *differences(family, rest)]
+    except ValidationError:  # heads whose width is lost, the only setting without which others are wrong
+        rest = config.model_copy(update={"n_embd": config.n_head * config.head_width})
+        return ["model.attention.head_width", *differences(family, rest)]
     ours, theirs = (flatten(_canonical(c)) for c in (config, back))
     return [f"model.{name}" for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
 

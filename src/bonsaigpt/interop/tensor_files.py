@@ -1,22 +1,31 @@
 """The tensors of a folder of safetensors files, in one or in shards, distrusted: what a file says of itself is checked
-before anything of it is read, and a tensor is read only when it is asked for."""
+before anything of it is read, and a tensor is read only when it is asked for. And one such file, written.
+
+The safetensors library checks; reading and writing are done here because its NumPy side has no bf16.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bonsaigpt.errors import CheckpointError
 
-__all__ = ["Stored", "stored_tensors"]
+__all__ = ["FloatFormat", "Stored", "narrow", "stored_tensors", "write_tensors"]
+
+FloatFormat = Literal["fp32", "bf16", "fp16"]
+"""Of the numbers in a file."""
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_NAMES: dict[FloatFormat, tuple[str, int]] = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
 _PICKLES = {b"\x80": "a pickle", b"PK\x03\x04": "a zip file, as torch.save makes them around a pickle"}
 
 
@@ -107,3 +116,27 @@ def _tensors_of(path: Path) -> dict[str, Stored]:
         )
         for name, told in header.items()
     }
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: FloatFormat = "fp32") -> None:
+    """Write one safetensors file, its numbers rounded to ``dtype``."""
+    spelt, width = _NAMES[dtype]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers reads no other
+    end = 0
+    for name, value in tensors.items():
+        begin, end = end, end + value.size * width
+        header[name] = {"dtype": spelt, "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin where they are aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in tensors.values():
+            narrow(value, dtype).tofile(file)
+
+
+def narrow(value: np.ndarray, dtype: FloatFormat) -> np.ndarray:
+    """Rounded to the nearest number of a format, ties to even; bf16 as the upper halves of float32."""
+    if dtype == "bf16":
+        bits = np.ascontiguousarray(value, dtype="<f4").view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return np.ascontiguousarray(value, dtype="<f2" if dtype == "fp16" else "<f4")
