@@ -114,9 +114,8 @@ def test_a_store_with_memory_reads_the_same(words: str) -> None:
     stores = [Store(format_of(words), width=16, memory=memory) for memory in (False, True)]
     for start in range(0, 40, 5):
         for store in stores:
-            store.append(x[:, :, start : start + 5])
-            if start >= 20:
-                store.drop(2 if "sinks" in words else 0, 4)
+            drop = 4 if start >= 20 else 0
+            store.append(x[:, :, start : start + 5], start=2 if "sinks" in words else 0, drop=drop)
         one, other = (store.read(x) for store in stores)
         assert one is not None
         assert other is not None

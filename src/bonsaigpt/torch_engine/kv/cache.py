@@ -111,6 +111,12 @@ class _Turning:
         sign = torch.where(sign == 0, 1, sign)  # sin 0 is 0 either way
         return rotate(x, cos[at], sin[at] * sign, neighbours=self._position.pairs == "neighbours")
 
+    def turn_from(self, x_BTHK: Tensor, start: int) -> Tensor:
+        """Turn to positions from ``start`` on: a piece of the table instead of a look at each."""
+        end = start + x_BTHK.shape[1]
+        cos, sin = (table[start:end, None] for table in self._upto(end, x_BTHK.device))
+        return rotate(x_BTHK, cos, sin, neighbours=self._position.pairs == "neighbours")
+
     def move(self, x: Tensor, by: Tensor) -> Tensor:
         """Turn on by so many positions what ``turn`` has turned already, whose temperature it has."""
         return self.turn(x, by) / temperature(self._position)
@@ -130,7 +136,12 @@ class _Layer:
         self._policy, self._select, self._turning = policy, policy.select, turning
         self._groups = config.n_kv_head
         widths = {"k": config.head_width, "v": config.head_width, "x": config.n_embd}
-        self._stores = {name: Store(form, width=widths[name], memory=memory) for name, form in policy.formats.items()}
+        forms = policy.formats
+        if (
+            "x" not in forms and forms["k"] == forms["v"]
+        ):  # side by side, as twice as many heads: half as many operators
+            forms, widths = {"kv": forms["k"]}, {"kv": config.head_width}
+        self._stores = {name: Store(form, width=widths[name], memory=memory) for name, form in forms.items()}
         self._scorer = scorer(policy.select)
         self._shared = self._scorer is None or self._scorer.shared or "x" in self._stores
         self._positions_BGS: Tensor | None = None  # int32; where they do not follow from the length
@@ -168,9 +179,7 @@ class _Layer:
         old = self.positions().to(x_BTD.device)  # (B, G, S)
         new = torch.arange(self.length, self.length + T, device=x_BTD.device)
         slots = self._policy.positions == "slot"
-        # Where the new tokens stand for this reading, and where they stand in the text.
-        here = torch.arange(S, S + T, device=x_BTD.device) if slots else new
-        seen_BTHK = self._turned(qk_BTHK, here[None, :, None])
+        seen_BTHK = self._turned_from(qk_BTHK, S if slots else self.length)  # where they stand for this reading
         q_BHTK, k_BGTK = (t.transpose(1, 2) for t in seen_BTHK.split([H, G], dim=2))
         v_BGTK = v_BTGK.transpose(1, 2)
         past = self._past(attention, old, q_BHTK, slots=slots)
@@ -193,6 +202,9 @@ class _Layer:
         self._forget(attention.layer, k_BGSK, old, new, shares_BHTS)
         return y_BHTK
 
+    def _turned_from(self, x_BTHK: Tensor, start: int) -> Tensor:
+        return x_BTHK if self._turning is None else self._turning.turn_from(x_BTHK, start)
+
     def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
         return x if self._turning is None else self._turning.turn(x, positions)
 
@@ -209,9 +221,11 @@ class _Layer:
             qk_BSHK, v_BSGK = attention.heads(x_B1SD[:, 0])
             k_BGSK = qk_BSHK[:, :, attention.n_head :].transpose(1, 2).contiguous()
             return self._turned(k_BGSK, here_BGS), v_BSGK.transpose(1, 2)
-        k_BGSK, v_BGSK = self._stores["k"].read(like), self._stores["v"].read(like)
-        if k_BGSK is None or v_BGSK is None:
+        found = [store.read(like) for store in self._stores.values()]
+        held = [t for t in found if t is not None]
+        if not held:
             return None
+        k_BGSK, v_BGSK = held[0].chunk(2, dim=1) if "kv" in self._stores else held
         if hold.keys == "unrotated":
             return self._turned(k_BGSK, here_BGS), v_BGSK
         if slots:
@@ -235,26 +249,31 @@ class _Layer:
 
     def _write(self, x_BTD: Tensor, k_BTGK: Tensor, turned_BGTK: Tensor | None, v_BGTK: Tensor, new_T: Tensor) -> None:
         """Append the new tokens; ``turned``: their keys at their true positions, if they are known."""
-        hold = self._policy.hold
+        hold, leave = self._policy.hold, self._leaving(len(new_T))
         if not isinstance(hold, KeysAndValues):
-            self._stores["x"].append(x_BTD[:, None])
+            self._stores["x"].append(x_BTD[:, None], **leave)
             return
         if hold.keys == "unrotated":
             turned_BGTK = k_BTGK.transpose(1, 2)
         elif turned_BGTK is None:
-            turned_BGTK = self._turned(k_BTGK, new_T[None, :, None]).transpose(1, 2)
-        self._stores["k"].append(turned_BGTK)
-        self._stores["v"].append(v_BGTK)
+            turned_BGTK = self._turned_from(k_BTGK, self.length).transpose(1, 2)  # where they stand in the text
+        if "kv" in self._stores:
+            self._stores["kv"].append(torch.cat((turned_BGTK, v_BGTK), dim=1), **leave)
+        else:
+            self._stores["k"].append(turned_BGTK, **leave)
+            self._stores["v"].append(v_BGTK, **leave)
+
+    def _leaving(self, T: int) -> dict[str, int]:
+        """Which tokens a window forgets when so many come."""
+        if not isinstance(self._select, WindowSelection):
+            return {}
+        over = max(0, self._held + T - (self._select.most - 1))
+        return {"start": self._select.sinks, "drop": over // self._policy.granularity * self._policy.granularity}
 
     def _forget(self, layer: int, k_BGSK: Tensor, old_BGS: Tensor, new_T: Tensor, shares_BHTS: Tensor | None) -> None:
-        if not isinstance(self._select, EvictingSelection):
-            return
+        if not isinstance(self._select, EvictingSelection) or self._scorer is None:
+            return  # a window has forgotten already
         over = self._held - (self._select.most - 1)
-        if self._scorer is None:
-            count = max(0, over) // self._policy.granularity * self._policy.granularity
-            for store in self._stores.values() if count else ():
-                store.drop(self._select.sinks, count)
-            return
         B, T = k_BGSK.shape[0], len(new_T)
         heads = (B, 1 if self._shared else self._groups)
         positions_BGS = torch.cat((old_BGS.expand(*heads, -1), new_T.expand(*heads, -1)), dim=-1)
@@ -269,8 +288,9 @@ class _Layer:
             if self._shared:
                 scores_BGS = scores_BGS.mean(1, keepdim=True)
             index = kept(scores_BGS, self._select)
-            for store in self._stores.values():
-                store.keep(index)
+            of_both = index if self._shared else torch.cat((index, index), dim=1)
+            for name, store in self._stores.items():
+                store.keep(of_both if name == "kv" else index)
             positions_BGS = positions_BGS.gather(2, index)
             held_BGS = None if held_BGS is None else held_BGS.gather(2, index.expand(B, held_BGS.shape[1], -1))
         if self._since >= self._scorer.every:

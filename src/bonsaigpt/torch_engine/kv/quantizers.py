@@ -103,7 +103,7 @@ class _Range:
 
     def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
         least, step = scales
-        return codes.float() * step.float()[..., None] + least.float()[..., None]
+        return codes.float().mul_(step.float()[..., None]).add_(least.float()[..., None])
 
 
 class _Float8:

@@ -55,30 +55,38 @@ class Store:
     def _in_recent(self) -> int:
         return 0 if self._recent is None else self._recent.shape[2]
 
-    def append(self, x_BGTK: Tensor) -> None:
-        """Take the new tokens, and code those that are no longer among the newest."""
+    def append(self, x_BGTK: Tensor, *, start: int = 0, drop: int = 0) -> None:
+        """Take the new tokens, and code those that are no longer among the newest; then forget ``drop`` tokens from
+        ``start`` on, all of them coded; of a format of groups, whole groups."""
         x_BGTK = x_BGTK.detach()
         if not isinstance(self._form, QuantizedFormat):
-            self._body = self._join(self._code.encode(x_BGTK))
+            self._body = self._rolled(self._code.encode(x_BGTK), start, drop)
             return
         more = min(self._form.sinks - self._in_first, x_BGTK.shape[2])
         if more > 0:
             self._first = _cat(self._first, narrow(x_BGTK[:, :, :more])).clone()
             x_BGTK = x_BGTK[:, :, more:]
-        waiting = _cat(None if self._recent is None else self._recent.to(x_BGTK.dtype), x_BGTK)
+        waiting = x_BGTK if self._recent is None else _cat(self._recent.to(x_BGTK.dtype), x_BGTK)
         ripe = max(0, waiting.shape[2] - self._form.residual) // self._code.tokens * self._code.tokens
-        if ripe:
-            fresh = self._code.encode(waiting[:, :, :ripe])
-            self._body = self._join(fresh)
-            if self._memory:
-                self._decoded = _cat(self._decoded, self._code.decode(fresh))
+        fresh = self._code.encode(waiting[:, :, :ripe]) if ripe else None
+        if fresh is not None and self._memory:
+            self._decoded = _cat(self._decoded, self._code.decode(fresh))
+        start = max(0, start - self._in_first)
+        self._body = self._rolled(fresh, start, drop)
+        if drop and self._decoded is not None:
+            self._decoded = _rolled(self._decoded, None, start, drop)
         left = waiting[:, :, ripe:]
         self._recent = narrow(left).clone() if left.shape[2] else None  # a view would hold all of it
 
-    def _join(self, fresh: Body) -> Body:
-        if self._body is None:
-            return tuple(t.clone() for t in fresh)
-        return tuple(torch.cat(pair, dim=2) for pair in zip(self._body, fresh, strict=True))
+    def _rolled(self, fresh: Body | None, start: int, drop: int) -> Body | None:
+        """The body with what is new, without what is to be forgotten: a token costs one copy of each tensor."""
+        if self._body is None and fresh is not None:
+            self._body, fresh = tuple(t.clone() for t in fresh), None
+        if self._body is None or (fresh is None and not drop):
+            return self._body
+        start, drop = start // self._code.tokens, drop // self._code.tokens
+        parts = fresh if fresh is not None else (None,) * len(self._body)
+        return tuple(_rolled(t, part, start, drop) for t, part in zip(self._body, parts, strict=True))
 
     def read(self, like: Tensor) -> Tensor | None:
         """All tokens as numbers, (B, G, S, K), in the number format and on the device of ``like``; None if empty."""
@@ -88,15 +96,6 @@ class Store:
         parts = [self._first, body, self._recent]
         found = [part.to(like.dtype) for part in parts if part is not None]
         return torch.cat(found, dim=2) if found else None
-
-    def drop(self, start: int, count: int) -> None:
-        """Forget ``count`` tokens from ``start`` on, all of them coded; of a format of groups, whole groups."""
-        assert self._body is not None
-        start -= self._in_first
-        tokens = self._code.tokens
-        self._body = tuple(_without(t, start // tokens, count // tokens) for t in self._body)
-        if self._decoded is not None:
-            self._decoded = _without(self._decoded, start, count)
 
     def keep(self, index_BGN: Tensor) -> None:
         """Keep these tokens alone, in this order; the first and the newest in 16 bits are among them."""
@@ -174,8 +173,12 @@ def _cat(before: Tensor | None, after: Tensor) -> Tensor:
     return after if before is None else torch.cat((before, after), dim=2)
 
 
-def _without(t: Tensor, start: int, count: int) -> Tensor:
-    return torch.cat((t[:, :, :start], t[:, :, start + count :]), dim=2)
+def _rolled(t: Tensor, fresh: Tensor | None, start: int, drop: int) -> Tensor:
+    """With new rows at the end, and then without some."""
+    if start + drop > t.shape[2] and fresh is not None:
+        t, fresh = torch.cat((t, fresh), dim=2), None
+    kept = (t[:, :, :start], t[:, :, start + drop :]) if start else (t[:, :, drop:],)
+    return torch.cat(kept if fresh is None else (*kept, fresh), dim=2)
 
 
 def _gather(t: Tensor, index_BGN: Tensor) -> Tensor:
