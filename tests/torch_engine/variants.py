@@ -78,7 +78,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 EAGER_ONLY = {name for name in VARIANTS if name.startswith(("shared", "latent", "linear", "experts"))}
 """What decode.cpp does not compute."""
 
-NO_POLICY = EAGER_ONLY - {"experts"} | {"sliding windows", "sinks", "sinks in windows"}
+NO_POLICY = {name for name in VARIANTS if name.startswith(("latent", "linear"))}
 """Attention that no cache policy knows."""
 
 

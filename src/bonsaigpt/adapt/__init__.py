@@ -1,6 +1,7 @@
-"""Trained models made into others: tuned on examples, or at a longer context."""
+"""Trained models made into others: tuned on examples, at a longer context, with a smaller cache."""
 
 from bonsaigpt.adapt.finetune import finetuned_config, frozen, layerwise, tokenizer_with
+from bonsaigpt.adapt.shrink import shrunk_arrays, shrunk_config, shrunk_model
 from bonsaigpt.adapt.stretch import fitted_arrays, stretched_arrays, stretched_config, stretched_model
 from bonsaigpt.adapt.vocabulary import grown_vocabulary
 
@@ -10,6 +11,9 @@ __all__ = [
     "frozen",
     "grown_vocabulary",
     "layerwise",
+    "shrunk_arrays",
+    "shrunk_config",
+    "shrunk_model",
     "stretched_arrays",
     "stretched_config",
     "stretched_model",

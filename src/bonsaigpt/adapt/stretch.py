@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bonsaigpt.adapt.training import trained_on
 from bonsaigpt.checkpoint import Arrays
-from bonsaigpt.config import ModelConfig, RopePosition, RunConfig, derive, validate
+from bonsaigpt.config import ModelConfig, RopePosition, RunConfig, validate
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.structure import structures
 
@@ -65,31 +66,11 @@ def _with(model: ModelConfig, block_size: int, changes: dict[str, Any]) -> Model
 def stretched_config(
     config: RunConfig, block_size: int, *, rope: RopeKind | None = None, steps: int = 100, share: float = 0.5
 ) -> RunConfig:
-    """The run that goes on from a run's weights at a longer context, for so many steps.
-
-    The tokens of a step stay as they were, but for the remainder. The learning rates begin at ``share`` of the run's
-    peaks, without warmup, since the optimizer's moments are kept, and fall along a straight line to a tenth of that.
-    What the engine decides is left open again.
-    """
+    """The run that goes on from a run's weights at a longer context, for so many steps; see ``trained_on``. The tokens
+    of a step stay as they were, but for the remainder."""
     model = stretched_model(config.model, block_size, rope)
-    optim = config.optim.model_dump(exclude_none=True) | {
-        "lr": config.optim.lr * share,
-        "schedule": {"kind": "linear", "warmup": 0, "final": 0.1},
-    }
-    if config.optim.matrices.kind == "muon":
-        optim["matrices"] = optim["matrices"] | {"lr": config.optim.matrices.lr * share}
-    train = {
-        "steps": steps,
-        "batch_size": max(1, config.train.batch_size * config.model.block_size // block_size),
-        "batch_ramp": {"kind": "none"},
-        "context_ramp": {"kind": "none"},
-        "micro_batch": 0,
-        "workers": 0,
-        "compile": "auto",
-        "attention_kernel": "auto",
-        "eval_interval": min(config.train.eval_interval, max(1, steps // 4)),
-    }
-    return derive(config, model=model.model_dump(exclude_none=True), optim=optim, train=train)
+    rows = max(1, config.train.batch_size * config.model.block_size // block_size)
+    return trained_on(config, model=model, steps=steps, share=share, train={"batch_size": rows})
 
 
 def fitted_arrays(arrays: Arrays, old: ModelConfig, new: ModelConfig) -> Arrays:

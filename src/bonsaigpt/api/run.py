@@ -17,6 +17,7 @@ from bonsaigpt.cli import study_compress, study_kv
 from bonsaigpt.cli.common import Opened, home, open_model, progress_bar
 from bonsaigpt.cli.compress import compress_run
 from bonsaigpt.cli.eval import memory_of, score_through, source_of, window_source
+from bonsaigpt.cli.shrink import shrink_run
 from bonsaigpt.cli.stretch import stretch_run
 from bonsaigpt.cli.train import train_run
 from bonsaigpt.config import ModelConfig
@@ -273,6 +274,31 @@ class Run:
         words = flags(block_size=block_size, rope=rope, steps=steps, **self._place(name))
         with shown(quiet):
             made, code = stretch_run([self.address, *words, *setting_flags(settings)])
+        leave_if_stopped(code)
+        return self._sibling(made)
+
+    def shrink(
+        self,
+        *,
+        n_kv_head: int | None = None,
+        share_kv: int | None = None,
+        kv: str | None = None,
+        steps: int | None = None,
+        name: str | None = None,
+        settings: Settings | None = None,
+        quiet: bool = False,
+    ) -> Run:
+        """This run trained on with a smaller key/value cache: `bonsai shrink`.
+
+        Args:
+            n_kv_head: heads of keys and values of each layer.
+            share_kv: neighbouring layers that read the first one's.
+            kv: what the cache will keep, e.g. ``"window(32), int4"``.
+            steps: that mend it.
+        """
+        words = flags(n_kv_head=n_kv_head, share_kv=share_kv, kv=kv, steps=steps, **self._place(name))
+        with shown(quiet):
+            made, code = shrink_run([self.address, *words, *setting_flags(settings)])
         leave_if_stopped(code)
         return self._sibling(made)
 

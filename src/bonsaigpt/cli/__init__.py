@@ -22,6 +22,7 @@ VERBS = {
     "eval": "score a model on its whole validation split, or on any text",
     "finetune": "go on with a trained model on examples of a task",
     "stretch": "train a run on at a longer context",
+    "shrink": "train a run on with a smaller key/value cache",
     "compress": "make a trained run smaller: structured weights, block by block, then healing",
     "export": "write a model for other programs",
     "sweep": "train a recipe over a grid of settings and several seeds",

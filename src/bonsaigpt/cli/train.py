@@ -53,7 +53,7 @@ from bonsaigpt.train.callbacks.samples import Samples
 from bonsaigpt.train.callbacks.tensorboard import TensorBoard
 from bonsaigpt.train.callbacks.wandb import WandB
 from bonsaigpt.train.events import Listener
-from bonsaigpt.train.resume import changes, check_data, check_same_function, check_teacher
+from bonsaigpt.train.resume import changes, check_data, check_policy, check_same_function, check_teacher
 
 __all__ = ["run", "train_run"]
 
@@ -169,6 +169,7 @@ class _Session:
         source = self._open_data(config, engine)
         config = with_vocabulary(config, source)
         check_teacher(config, source)
+        check_policy(config)
         begin: Checkpoint | None = None
         if opened is not None:
             weights = fitted_arrays(opened.weights, opened.config, config.model)
@@ -214,6 +215,7 @@ class _Session:
         trained_on = state if state is not None else run_directory.environment
         check_data(trained_on.get("data", source.fingerprint), tokenizer, source)
         check_teacher(config, source)
+        check_policy(config)
         begin = state["step"] if state is not None else 0
         decisions = _Decisions()
         if config.left_open:

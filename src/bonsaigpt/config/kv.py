@@ -309,8 +309,19 @@ class KVConfig(Config):
     chosen."""
 
     def of(self, layer: int) -> LayerPolicy:
-        """One layer's policy."""
+        """One layer's policy, as it was given."""
         return self.layers.get(layer, self.policy)
+
+    def held(self, config: ModelConfig, layer: int) -> LayerPolicy:
+        """The policy of a layer with keys and values of its own in a model: what no layer that reads them sees any
+        more, because of the model's own windows, is not held either."""
+        policy, window = self.of(layer), _widest(config, layer)
+        if window is None:
+            return policy
+        if isinstance(policy.select, WindowSelection):
+            window = min(window, policy.select.window)
+        select = {"kind": "window", "window": window}
+        return LayerPolicy.model_validate(policy.model_dump() | {"select": select})
 
     @property
     def is_plain(self) -> bool:
@@ -319,7 +330,7 @@ class KVConfig(Config):
 
     def unbounded(self, config: ModelConfig) -> bool:
         """Whether a text may be longer than the model's block: every layer forgets, and positions have no table."""
-        forgets = all(isinstance(self.of(layer).select, EvictingSelection) for layer in range(config.n_layer))
+        forgets = all(isinstance(self.held(config, layer).select, EvictingSelection) for layer in config.kv_layers)
         return forgets and config.position.kind != "learned"
 
     def check(self, config: ModelConfig) -> None:
@@ -328,6 +339,19 @@ class KVConfig(Config):
         for layer in self.layers:
             if layer >= config.n_layer:
                 raise ValueError(f"there is no layer {layer}: the model has 0 to {config.n_layer - 1}")
+            if (source := config.kv_source(layer)) != layer:
+                raise ValueError(
+                    f"layer {layer} reads the keys and values of layer {source}: say of that one what is held"
+                )
+        for layer in config.kv_layers:
+            select, window = self.of(layer).select, _widest(config, layer)
+            chosen = isinstance(select, EvictingSelection) and (select.kind != "window" or select.sinks > 0)
+            if window is not None and chosen:
+                raise ValueError(
+                    f"what layer {layer} holds is seen by layers whose own window is of {window} tokens "
+                    "(model.attention.window): nothing beyond it is worth keeping; use full, or window(N)"
+                )
+            self.held(config, layer)  # a format may keep more tokens in 16 bits than the window lets it
         for policy in [self.policy, *self.layers.values()]:
             if policy.positions == "slot" and config.position.kind != "rope":
                 raise ValueError(
@@ -344,15 +368,37 @@ class KVConfig(Config):
                         f"group={held.group} does not divide the {width} channels of {name}: use one of {legal}"
                     )
 
+    def check_training(self, config: ModelConfig) -> None:
+        """Raise ``ValueError`` if no one pass over whole rows computes what such a cache gives back, token by token."""
+        self.check(config)
+        for policy in [self.policy, *self.layers.values()]:
+            if not isinstance(policy.select, FullSelection | WindowSelection):
+                raise ValueError(
+                    f"{policy.select.kind} chooses by what was read so far, which one pass over a row does not know: "
+                    "train with full, or a window"
+                )
+            if policy.positions == "slot":
+                raise ValueError("positions=slot turns keys anew for every token: train with positions=true")
+            for name, held in policy.formats.items():
+                if isinstance(held, QuantizedFormat) and (held.axis == "channel" or held.residual or held.sinks):
+                    raise ValueError(
+                        f"{name} has a format that changes as a token grows old (axis=channel, residual or sinks): "
+                        "train with groups of one token's channels alone"
+                    )
+
+
+def _widest(config: ModelConfig, layer: int) -> int | None:
+    """Tokens that the model itself lets the layers see which read this one's keys and values; None: all."""
+    assert isinstance(config.attention, SoftmaxAttention)
+    readers = [reader for reader in range(config.n_layer) if config.kv_source(reader) == layer]
+    windows = [config.attention.window_of(reader) for reader in readers]
+    return None if None in windows else max(window for window in windows if window is not None)
+
 
 def _check_attention(config: ModelConfig) -> None:
-    """A policy is of layers with keys and values of their own, which see all of them by a softmax over them alone."""
-    attention = config.attention
-    if not isinstance(attention, SoftmaxAttention):
+    """A policy is of keys and values that a softmax looks at."""
+    if not isinstance(config.attention, SoftmaxAttention):
         raise ValueError(
-            f"model.attention.kind = '{attention.kind}' keeps no keys and values of each head to choose from: give no "
-            "policy"
+            f"model.attention.kind = '{config.attention.kind}' keeps no keys and values of each head to choose from: "
+            "give no policy"
         )
-    switches = {"window": attention.window is not None, "share_kv": attention.share_kv > 1, "sinks": attention.sinks}
-    if used := [f"model.attention.{name}" for name, on in switches.items() if on]:
-        raise ValueError(f"no policy knows {' or '.join(used)} yet: give none")

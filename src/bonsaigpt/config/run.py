@@ -53,6 +53,9 @@ class TrainConfig(Config):
     tokens. Lengths are rounded down to a divisor of block_size."""
     memory: MemoryConfig = NoMemory()
     """What a row sees of the tokens before it, carried from batch to batch of data.order = streams (Transformer-XL)."""
+    kv: str = ""
+    """What a cache will keep, in one line, e.g. "window(32), int4" (docs/kv.md): rows are read so in training and at
+    evaluations, and the gradient goes straight through what is coded. Empty: everything, exactly."""
     micro_batch: int = Field(default=0, ge=0)
     """Sequences in one forward pass, to save memory; the gradient is the same. 0 means as many as suit the device
     and fit into its memory."""
@@ -174,6 +177,8 @@ class RunConfig(Config):
             )
         if (flaw := memory_flaw(self.train.memory, self.model)) is not None:
             raise ValueError(flaw)
+        if self.train.kv:
+            raise ValueError("train.kv is of rows that are read alone: leave it or train.memory out")
         if isinstance(self.optim.distill, LogitsDistill):
             raise ValueError(
                 "optim.distill asks a teacher that reads each row without what stood before it: leave train.memory or "

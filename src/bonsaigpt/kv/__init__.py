@@ -69,14 +69,19 @@ class AttendingCache(ABC):
     def length(self) -> int:
         """Tokens seen so far: the position of the next one."""
 
+    turns: bool = True
+    """Whether it turns queries and keys by itself, where positions are rotary."""
+
     @abstractmethod
-    def attend(self, attention: Any, x_BTD: Any, qk_BTHK: Any, v_BTGK: Any) -> Any:
-        """Attention of the new tokens of one layer to what is held and to themselves, (B, H, T, K); then take them in.
+    def attend(self, attention: Any, x_BTD: Any, where: Any, shared: Any) -> tuple[Any, Any]:
+        """Attention of the new tokens of one layer to what is held and to themselves, (B, H, T, K), and the keys and
+        values that it looked at, for layers that share them; then take the new tokens in.
 
         Args:
             attention: the layer.
             x_BTD: its input.
-            qk_BTHK: queries and keys of the new tokens, side by side, before RoPE.
+            where: where the tokens stand.
+            shared: what the layer looked at whose keys and values this one reads, if it has none of its own.
         """
 
     @abstractmethod

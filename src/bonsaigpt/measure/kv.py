@@ -19,7 +19,17 @@ from bonsaigpt.engines import Engine
 from bonsaigpt.errors import DataError
 from bonsaigpt.units import named
 
-__all__ = ["KVReading", "KVScore", "contiguous", "cut", "plain_bits", "read_windows", "reading", "score_policy"]
+__all__ = [
+    "KVReading",
+    "KVScore",
+    "contiguous",
+    "cut",
+    "numbers_per_token",
+    "plain_bits",
+    "read_windows",
+    "reading",
+    "score_policy",
+]
 
 Advance = Callable[[int, int], None]
 
@@ -103,9 +113,15 @@ def score_policy(
     )
 
 
+def numbers_per_token(config: ModelConfig) -> int:
+    """Keys and values that a model has of one token: of each layer that makes its own."""
+    heads, key, value = config.kv_widths
+    return len(config.kv_layers) * heads * (key + value)
+
+
 def plain_bits(config: ModelConfig, tokens: int) -> int:
     """Bits of keys and values of so many tokens in 16 bits each: what everything is compared with."""
-    return 16 * tokens * config.n_layer * 2 * config.n_kv_head * config.head_width
+    return 16 * tokens * numbers_per_token(config)
 
 
 def contiguous(source: BatchSource) -> np.ndarray:

@@ -38,6 +38,8 @@ class Seen:
     v_BGSK: Tensor
     slots_BS: Tensor | None
     """True positions of the slots; None without a cache."""
+    held: tuple[Tensor, Tensor] | None = None
+    """What later tokens will be given instead of them, twice (B, G, S, K); None means the same."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         seen = None
         if isinstance(where.cache, AttendingCache):
-            y_BHTK = where.cache.attend(self, x_BTD, *self.heads(x_BTD))
+            y_BHTK, seen = where.cache.attend(self, x_BTD, where, shared)
         else:
             q_BHTK, seen, mask = self.compared(x_BTD, where, shared)
             y_BHTK = attend(

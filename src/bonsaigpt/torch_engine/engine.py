@@ -280,6 +280,7 @@ class TorchEngine:
         if isinstance(layout, Replicated):
             return state.model if state.averaged is None else state.averaged
         model = GPT(state.model.config).to(self.placement.device)
+        model.through = state.model.through
         rows = state.optimizer.weights_to_use()
         load_weights(model, ((name, layout.whole(name, tensor)) for name, tensor in rows.items()))
         return model

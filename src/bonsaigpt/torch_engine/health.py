@@ -4,7 +4,7 @@ Gradients are those that the step has anyway, before clipping. Updates are seen 
 before the optimizer changes them: whole copies would take as much memory as the weights. Activations come from another
 forward pass, of a few rows of the batch, through the model as it is and without dropout: nothing is hooked into the
 passes that train, so these stay compiled, and what the run learns does not depend on who looks. Under ``train.memory``
-these rows are read without what stood before them.
+these rows are read without what stood before them, and under ``train.kv`` with exact keys and values.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Checkup:
         """Compute some rows once more, and look at the weights on the way, which under FSDP are whole only then."""
         model, was_training = self._model, self._model.training
         model.eval()
+        through, model.through = model.through, None
         with ExitStack() as closing, self._layout.whole_weights():
             for layer, block in enumerate(model.transformer.h):
                 assert isinstance(block.mlp, MLP)
@@ -82,6 +83,7 @@ class Checkup:
                     self._see(f"{name}.weight", weight)
         self.figures["tokens"] = torch.tensor([float(tokens_BT.numel())], device=tokens_BT.device)
         model.train(was_training)
+        model.through = through
 
     @torch.no_grad()
     def updates(self) -> None:

@@ -28,6 +28,7 @@ from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer, freeze
 from bonsaigpt.torch_engine.parallel import Replicated
+from bonsaigpt.torch_engine.states import read_through
 from bonsaigpt.torch_engine.teacher import Teacher, teacher_config
 from bonsaigpt.torch_engine.workers import WorkerPool
 from bonsaigpt.trace import StepMemory
@@ -55,6 +56,7 @@ def count_step(
         model = GPT(config.model)
         freeze(model, config.optim)
         model.recompute = config.train.recompute
+        model.through = read_through(config)
         model.attend_plainly(config.train.attention_kernel == "plain")
         learner = Learner(model, z_loss=config.optim.z_loss, distill=config.optim.distill).train()
         held.watch(model)

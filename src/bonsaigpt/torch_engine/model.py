@@ -91,6 +91,8 @@ class GPT(nn.Module):
 
     recompute: bool
     """While training, keep only the input of each block and compute its activations again in the backward pass."""
+    through: AttendingCache | None
+    """What rows without a cache or a memory are read through: in training, what a cache will keep of them."""
     cos: Tensor
     sin: Tensor
 
@@ -98,6 +100,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
+        self.through = None
         made = structures(config)
         self.transformer = Transformer(config, made)
         if not config.tie_embeddings:
@@ -142,7 +145,9 @@ class GPT(nn.Module):
         if documents_BT is not None:
             mask = document_mask(documents_BT)
             positions_BT = mask[:, 0].sum(dim=-1) - 1  # how many of its document stand before
-        if positions_BT is None and cache is not None:
+        if cache is None and carry is None:
+            cache = self.through
+        elif positions_BT is None and cache is not None:
             steps = torch.arange(cache.length, cache.length + T, device=tokens_BT.device)
             positions_BT = steps.expand(B, T)
         if carry is not None:
@@ -152,7 +157,7 @@ class GPT(nn.Module):
         if self.config.position.kind == "learned":
             wpe = self.transformer.wpe
             x_BTD = x_BTD + (wpe.table[:T] if positions_BT is None else wpe(positions_BT))
-        elif self.config.position.kind == "rope" and not isinstance(cache, AttendingCache):  # that one turns by itself
+        elif self.config.position.kind == "rope" and not (isinstance(cache, AttendingCache) and cache.turns):
             if carry is not None:  # no table is long enough
                 assert isinstance(self.config.position, RopePosition)
                 cos, sin = rotation(self.config.position, self.config.rope_width, carry.positions_BS)

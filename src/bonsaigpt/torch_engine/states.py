@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.config import RunConfig
+from bonsaigpt.kv import read_policy
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.compiling import compile_module, what_is_missing
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.distributed import World
 from bonsaigpt.torch_engine.guard import Guard
+from bonsaigpt.torch_engine.kv.one_pass import OnePass
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer, freeze
@@ -23,7 +25,7 @@ from bonsaigpt.torch_engine.step import State
 from bonsaigpt.torch_engine.teacher import read_teacher
 from bonsaigpt.torch_engine.workers import WorkerPool, share_weights
 
-__all__ = ["load_optimizer", "make_state"]
+__all__ = ["load_optimizer", "make_state", "read_through"]
 
 
 def make_state(
@@ -48,6 +50,7 @@ def make_state(
     averaged = None
     if optimizer.average is not None and isinstance(layout, Replicated):
         averaged = GPT(config.model).to(device)
+        averaged.through = model.through
         for parameter, average in zip(averaged.parameters(), optimizer.average, strict=True):
             parameter.data = average
     return State(
@@ -69,6 +72,7 @@ def make_state(
 
 def _learners(config: RunConfig, model: GPT, count: int, device: torch.device) -> list[Learner]:
     objective: dict[str, Any] = {"z_loss": config.optim.z_loss, "distill": config.optim.distill}
+    model.through = read_through(config)
     learners = [Learner(model, **objective)]
     for _ in range(1, count):
         twin = GPT(config.model)
@@ -76,11 +80,21 @@ def _learners(config: RunConfig, model: GPT, count: int, device: torch.device) -
         learners.append(Learner(twin, **objective))
     for learner in learners:
         freeze(learner.model, config.optim)
+        learner.model.through = model.through
         learner.model.recompute = config.train.recompute
         learner.model.attend_plainly(config.train.attention_kernel == "plain")
         if config.train.compile == "on" and what_is_missing(device) is None:
             compile_module(learner, device)
     return learners
+
+
+def read_through(config: RunConfig) -> OnePass | None:
+    """What rows are read through in training, where ``train.kv`` says what a cache will keep.
+
+    Raises:
+        ConfigError: the model cannot be trained so.
+    """
+    return OnePass(config.model, read_policy(config.train.kv)) if config.train.kv else None
 
 
 def load_optimizer(state: State, saved: Mapping[str, np.ndarray | Tensor]) -> None:

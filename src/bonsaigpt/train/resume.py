@@ -9,9 +9,10 @@ from bonsaigpt.config import LogitsDistill, ModelConfig, RunConfig
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import CheckpointError, ConfigError
+from bonsaigpt.kv import read_policy
 from bonsaigpt.recipes import flatten
 
-__all__ = ["changes", "check_data", "check_same_function", "check_teacher"]
+__all__ = ["changes", "check_data", "check_policy", "check_same_function", "check_teacher"]
 
 _FREE = ("about", "data.path", "model.dropout", "optim.", "train.")
 _FIXED = ("train.batch_size", "train.memory", "train.batch_ramp", "train.eval_block_size", "optim.matrices.kind")
@@ -63,6 +64,19 @@ def check_same_function(theirs: ModelConfig, ours: ModelConfig, *, origin: str) 
                 f"model.{name} is {after.get(name)}, but the weights of {origin} were made with {before.get(name)}: "
                 "set it to that"
             )
+
+
+def check_policy(config: RunConfig) -> None:
+    """Refuse a cache policy that cannot be trained with, before anything takes its time.
+
+    Raises:
+        ConfigError: ``train.kv`` is no policy, or none that one pass over a row of this model computes.
+    """
+    if config.train.kv:
+        try:
+            read_policy(config.train.kv).check_training(config.model)
+        except ValueError as error:
+            raise ConfigError(f"train.kv = '{config.train.kv}': {error}") from None
 
 
 def check_teacher(config: RunConfig, source: BatchSource) -> None:

@@ -24,7 +24,8 @@ from bonsaigpt.config import (
 )
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.kv import AttendingCache
-from bonsaigpt.torch_engine.attention import Attention, attend, shares
+from bonsaigpt.torch_engine.attention import Attention, Where, attend, shares
+from bonsaigpt.torch_engine.attention import Seen as Shown
 from bonsaigpt.torch_engine.elementwise import rotate
 from bonsaigpt.torch_engine.kv.scores import Seen, kept, scorer
 from bonsaigpt.torch_engine.kv.store import Store
@@ -50,39 +51,44 @@ class PolicyCache(AttendingCache):
             raise ConfigError(f"the cache policy does not fit the model: {error}") from None
         self.kv = kv
         turning = _Turning(config) if isinstance(config.position, RopePosition) else None
-        self._layers = [_Layer(config, kv.of(layer), turning, memory) for layer in range(config.n_layer)]
+        self._share = [config.kv_source(layer) for layer in range(config.n_layer)]
+        self._layers = {layer: _Layer(config, kv.held(config, layer), turning, memory) for layer in config.kv_layers}
 
     @property
     def length(self) -> int:
-        return self._layers[-1].length  # the last layer: inside a pass, the length before it
+        return self._layers[self._share[-1]].length  # the last that holds: inside a pass, the length before it
 
-    def attend(self, attention: Attention, x_BTD: Tensor, qk_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
-        return self._layers[attention.layer].attend(attention, x_BTD, qk_BTHK, v_BTGK)
+    def attend(self, attention: Attention, x_BTD: Tensor, where: Where, shared: Shown | None) -> tuple[Tensor, Shown]:
+        layer = self._layers[self._share[attention.layer]]
+        if attention.has_own:
+            return layer.attend(attention, x_BTD)
+        assert shared is not None
+        return layer.attend_shared(attention, x_BTD, shared), shared
 
     def fork(self) -> PolicyCache:
         """The same past once more; what follows goes to one of both. It shares all tensors, as none is ever changed."""
         twin = copy(self)
-        twin._layers = [layer.fork() for layer in self._layers]
+        twin._layers = {number: layer.fork() for number, layer in self._layers.items()}
         return twin
 
     @property
     def can_truncate(self) -> bool:
         """Whether ``truncate`` is possible: everything is held, token by token, as it was first written."""
-        return all(layer.can_truncate for layer in self._layers)
+        return all(layer.can_truncate for layer in self._layers.values())
 
     def truncate(self, length: int) -> None:
         """Forget all but the first tokens."""
-        for layer in self._layers:
+        for layer in self._layers.values():
             layer.truncate(length)
 
     def positions(self, layer: int) -> Tensor:
-        """The true positions of the tokens that a layer holds, (B, G, S); B and G are 1 where all rows and heads hold
-        the same."""
-        return self._layers[layer].positions()
+        """The true positions of the tokens that a layer holds, or whose keys and values it reads, (B, G, S); B and G
+        are 1 where all rows and heads hold the same."""
+        return self._layers[self._share[layer]].positions()
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is held."""
-        for layer in self._layers:
+        for layer in self._layers.values():
             yield from layer.tensors()
 
     def bits(self) -> int:
@@ -174,8 +180,10 @@ class _Layer:
 
     # ------------------------------------------------------------------ reading
 
-    def attend(self, attention: Attention, x_BTD: Tensor, qk_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+    def attend(self, attention: Attention, x_BTD: Tensor) -> tuple[Tensor, Shown]:
+        """Of a layer with keys and values of its own: see ``AttendingCache``."""
         H, G, T, S = attention.n_head, attention.n_kv_head, x_BTD.shape[1], self._held
+        qk_BTHK, v_BTGK = attention.heads(x_BTD)
         old = self.positions().to(x_BTD.device)  # (B, G, S)
         new = torch.arange(self.length, self.length + T, device=x_BTD.device)
         slots = self._policy.positions == "slot"
@@ -186,21 +194,44 @@ class _Layer:
         k_BGSK, v_BGSK = k_BGTK, v_BGTK
         if past is not None:
             k_BGSK, v_BGSK = torch.cat((past[0], k_BGTK), dim=2), torch.cat((past[1], v_BGTK), dim=2)
-        mask = self._mask(old, new)
+        # Of heads that keep different tokens those of the first: all that is held stands before what is new.
+        shown = Shown(k_BGSK, v_BGSK, torch.cat((old[:, 0], new.expand(old.shape[0], -1)), dim=1))
         shares_BHTS = None
         if self._scorer is not None and self._scorer.attention:
-            shares_BHTS = shares(q_BHTK, k_BGSK, mask)
+            mask = self._mask(attention, shown, T)
+            shares_BHTS = shares(q_BHTK, k_BGSK, mask, sinks_H=attention.sinks, scale=attention.scale)
             group = H // G
             wide_v = v_BGSK.repeat_interleave(group, dim=1) if group > 1 else v_BGSK
             y_BHTK = shares_BHTS @ wide_v.to(shares_BHTS.dtype)
         else:
-            mask = mask.expand(x_BTD.shape[0], 1, -1, -1)
-            y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask, dropout=0.0, plain=attention.plain)
+            y_BHTK = self._look(attention, q_BHTK, shown)
 
         self._write(x_BTD, qk_BTHK[:, :, H:], k_BGTK if not slots else None, v_BGTK, new)
         self.length += T
         self._forget(attention.layer, k_BGSK, old, new, shares_BHTS)
-        return y_BHTK
+        return y_BHTK, shown
+
+    def attend_shared(self, attention: Attention, x_BTD: Tensor, shown: Shown) -> Tensor:
+        """Of a layer that reads this one's keys and values, which has taken the new tokens in already."""
+        assert shown.slots_BS is not None
+        q_BTHK, _ = attention.heads(x_BTD)
+        T, S = x_BTD.shape[1], shown.slots_BS.shape[1]
+        here = torch.arange(S - T, S, device=x_BTD.device)
+        if self._policy.positions != "slot":
+            here = shown.slots_BS[0, -T:]
+        return self._look(attention, self._turned(q_BTHK, here[None, :, None]).transpose(1, 2), shown)
+
+    def _look(self, attention: Attention, q_BHTK: Tensor, shown: Shown) -> Tensor:
+        return attend(
+            q_BHTK,
+            shown.k_BGSK,
+            shown.v_BGSK,
+            self._mask(attention, shown, q_BHTK.shape[2]).expand(q_BHTK.shape[0], 1, -1, -1),
+            dropout=0.0,
+            plain=attention.plain,
+            sinks_H=attention.sinks,
+            scale=attention.scale,
+        )
 
     def _turned_from(self, x_BTHK: Tensor, start: int) -> Tensor:
         return x_BTHK if self._turning is None else self._turning.turn_from(x_BTHK, start)
@@ -233,16 +264,20 @@ class _Layer:
             k_BGSK = self._turning.move(k_BGSK, here_BGS - old_BGS)
         return k_BGSK, v_BGSK
 
-    def _mask(self, old_BGS: Tensor, new_T: Tensor) -> Tensor:
+    def _mask(self, attention: Attention, shown: Shown, T: int) -> Tensor:
         """True where a query may look, (1, 1, T, S + T): everything held, and its own and earlier tokens of the chunk;
-        under a window what that says."""
-        T, S = len(new_T), old_BGS.shape[-1]
-        if T == 1 and isinstance(self._select, WindowSelection) and self._select.most > S:
-            return torch.ones(1, 1, 1, S + 1, dtype=torch.bool, device=new_T.device)  # all that is held is in sight
-        mask = torch.ones(T, S + T, dtype=torch.bool, device=new_T.device).tril(S)
-        if isinstance(self._select, WindowSelection):
-            keys = torch.cat((old_BGS[0, 0], new_T))
-            mask &= (new_T[:, None] - keys < self._select.window) | (keys < self._select.sinks)
+        under a window, of the policy or of the layer, what that says."""
+        assert shown.slots_BS is not None
+        keys, own, device = shown.slots_BS[0], attention.window, shown.slots_BS.device
+        S, select = len(keys) - T, self._select if isinstance(self._select, WindowSelection) else None
+        if T == 1 and select is not None and select.most > S and (own is None or (own > S and not select.sinks)):
+            return torch.ones(1, 1, 1, S + 1, dtype=torch.bool, device=device)  # all that is held is in sight
+        mask = torch.ones(T, S + T, dtype=torch.bool, device=device).tril(S)
+        ago = keys[S:, None] - keys
+        if select is not None:
+            mask &= (ago < select.window) | (keys < select.sinks)
+        if own is not None:
+            mask &= ago < own
         return mask[None, None]
 
     # ------------------------------------------------------------------ keeping

@@ -16,7 +16,7 @@ from bonsaigpt.config import ExactFormat, NarrowFormat, QuantizedFormat, TensorF
 from bonsaigpt.torch_engine.kv.packing import pack, unpack
 from bonsaigpt.torch_engine.kv.quantizers import hadamard, narrow, quantizer
 
-__all__ = ["Store"]
+__all__ = ["Store", "rounded"]
 
 Body = tuple[Tensor, ...]
 """Tensors (B, G, R, ...), where R counts tokens or groups of them."""
@@ -121,6 +121,16 @@ class Store:
         yield from (t for t in (self._first, *(self._body or ()), self._recent) if t is not None)
 
 
+def rounded(x_BGTK: Tensor, form: TensorFormat) -> Tensor:
+    """What a store gives back of tokens that it has coded one by one, in the number format of ``x``. The gradient goes
+    straight through (Bengio et al. 2013): it is that of ``x`` itself."""
+    if isinstance(form, ExactFormat):
+        return x_BGTK
+    code = _Coded(form, x_BGTK.shape[-1]) if isinstance(form, QuantizedFormat) else _Plain(form)
+    back = code.through(x_BGTK.detach()).to(x_BGTK.dtype)
+    return x_BGTK + (back - x_BGTK).detach()
+
+
 class _Plain:
     """Numbers as they are, or in 16 bits."""
 
@@ -136,6 +146,9 @@ class _Plain:
     def decode(self, body: Body) -> Tensor:
         return body[0]
 
+    def through(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
 
 class _Coded:
     """Codes and scales of groups."""
@@ -148,18 +161,28 @@ class _Coded:
         """That one row of codes is of."""
 
     def encode(self, x_BGTK: Tensor) -> Body:
-        x = x_BGTK.float()
-        if self._turn is not None:
-            x = x @ self._turn.to(x.device)
-        # Rows of groups (B, G, R, groups, g): a row is of one token, or of one group of tokens.
-        rows = x.unflatten(2, (-1, self.tokens)).mT if self.tokens > 1 else x.unflatten(-1, (-1, self._group))
-        codes, *scales = self._quantizer.encode(rows)
+        codes, *scales = self._codes(x_BGTK)
         return (pack(codes.flatten(-2), self._quantizer.levels), *scales)
 
     def decode(self, body: Body) -> Tensor:
         packed, *scales = body
         codes = unpack(packed, self._quantizer.levels, self._width * self.tokens)
-        x = self._quantizer.decode(codes.unflatten(-1, (-1, self._group)), *scales)
+        return self._numbers(codes.unflatten(-1, (-1, self._group)), *scales)
+
+    def through(self, x_BGTK: Tensor) -> Tensor:
+        """There and back, without packing what is not kept."""
+        return self._numbers(*self._codes(x_BGTK))
+
+    def _codes(self, x_BGTK: Tensor) -> Body:
+        x = x_BGTK.float()
+        if self._turn is not None:
+            x = x @ self._turn.to(x.device)
+        # Rows of groups (B, G, R, groups, g): a row is of one token, or of one group of tokens.
+        rows = x.unflatten(2, (-1, self.tokens)).mT if self.tokens > 1 else x.unflatten(-1, (-1, self._group))
+        return self._quantizer.encode(rows)
+
+    def _numbers(self, codes: Tensor, *scales: Tensor) -> Tensor:
+        x = self._quantizer.decode(codes, *scales)
         x = x.mT.flatten(2, 3) if self.tokens > 1 else x.flatten(-2)
         return x if self._turn is None else x @ self._turn.to(x.device)  # the matrix is its own inverse
 
