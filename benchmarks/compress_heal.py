@@ -2,32 +2,32 @@
 
 Teachers are those of ``compress_oneshot.py``. Every arm stores the same share of each MLP (the last one is a smaller
 MLP that knows nothing of the teacher's weights), and learns for so many steps from the same batches and the teacher's
-logits. Losses are over the whole validation split; nothing is chosen by it.
+logits. Losses are over the whole validation split; nothing is chosen by it, but with ``--every``: then teachers and
+arms alike keep their best look at it, as a training that overfits must.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Ledger, finish, guarded, machine, parser, positive, progress, show
-from compress_oneshot import Shape, kronecker, low_rank, teacher_of
+from common import Ledger, finish, guarded, machine, positive, progress, show
+from compressing import Shape, alike, best_of, compression_parser, low_rank, near_square, teacher_of
 
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory
 from bonsaigpt.compress.plan import Init, Plan
 from bonsaigpt.compress.replace import Compressed, replace_blocks
 from bonsaigpt.compress.run import healing_config
 from bonsaigpt.compress.subject import Advance, Subject, silent
+from bonsaigpt.compress.upcycle import upcycled
 from bonsaigpt.config import KroneckerStructure, LowRankStructure, ModelConfig, StructureConfig, derive
 from bonsaigpt.engines import load_engine
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.structure import Kronecker, LowRank, Structure
 from bonsaigpt.study.statistics import estimate
 from bonsaigpt.train import start_state
-from bonsaigpt.train.schedule import schedule_share
 
 PERMUTED = 0.35
 """Share of the values up to which `bonsai compress` brings like hidden units together."""
@@ -40,6 +40,16 @@ def vector_factor(out: int, into: int, share: float) -> Structure:
     return Kronecker(out, into, a_shape, 1, False)
 
 
+EXPERTS, ACTIVE = 4, 2
+
+
+def of_experts(out: int, into: int, share: float) -> Structure:
+    """Near-square products of which every expert is to own an A: fewer, so that all A and one B are the share."""
+    one = near_square(out, into, share)
+    (m1, n1), (m2, n2) = one.a_shape, one.b_shape
+    return Kronecker(out, into, one.a_shape, int(share * out * into / (EXPERTS * m1 * n1 + m2 * n2)), False)
+
+
 @dataclass(frozen=True)
 class Arm:
     """A shape for every weight, and where its values come from."""
@@ -47,15 +57,18 @@ class Arm:
     shape: Shape
     init: Init = "activations"
     permute: bool = False
+    experts: bool = False
+    """Make each MLP four experts that share B, two of them active."""
 
 
-OURS = "Kronecker 32x8 (x) 16x16, in sequence"
+OURS = "Kronecker, in sequence"
 SCRATCH = "narrow, from scratch"
 ARMS: dict[str, Arm] = {
-    OURS: Arm(kronecker(32, 8), permute=True),
+    OURS: Arm(near_square, permute=True),
     "whitened SVD, in sequence": Arm(low_rank),
-    "Van Loan 32x8 (x) 16x16": Arm(kronecker(32, 8), init="weight"),
+    "Van Loan": Arm(near_square, init="weight"),
     "vector factor, in sequence": Arm(vector_factor),
+    "experts, in sequence": Arm(of_experts, permute=True, experts=True),
 }
 
 
@@ -73,7 +86,7 @@ def main() -> None:
     arms = [arm for arm in [*ARMS, SCRATCH] if not arguments.only or any(words in arm for words in arguments.only)]
     ledger = Ledger(arguments.done)
     jobs = list(_jobs(arguments, arms))
-    engine = load_engine("torch", device="cpu", threads=arguments.threads, workers=1)
+    engine = load_engine("torch", device=arguments.device, threads=arguments.threads, workers=1)
     with progress("runs", len(jobs)) as advance:
         for done, settings in enumerate(jobs):
             if ledger.find(settings) is None:
@@ -94,14 +107,8 @@ def _jobs(arguments: Any, arms: list[str]) -> Iterator[dict[str, Any]]:
 
 def _settings(arguments: Any, arm: str, share: float, seed: int, heal: int) -> dict[str, Any]:
     """All that a loss depends on, but the code."""
-    return {
-        "arm": arm,
-        "share": share,
-        "seed": seed,
-        "steps": arguments.steps,
-        "heal": heal,
-        "calibrate": arguments.calibrate,
-    }
+    kept = {name: getattr(arguments, name) for name in ("recipe", "steps", "every", "calibrate", "tokenizer")}
+    return {"arm": arm, "share": share, "seed": seed, "heal": heal, "text": arguments.text.stem} | kept
 
 
 def _measured(arguments: Any, engine: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +116,8 @@ def _measured(arguments: Any, engine: Any, settings: dict[str, Any]) -> dict[str
     subject = Subject(engine, config.model, values, source, arguments.calibrate)
     if settings["arm"] == "dense":
         return {"loss": subject.validate(subject.model), "stored": parameter_count(config.model)}
-    place = arguments.cache / f"teacher-run-{arguments.steps}-{config.seed}"
+    name = f"{arguments.recipe}-{arguments.text.stem}-{arguments.tokenizer}-{arguments.steps}-{arguments.every}"
+    place = arguments.cache / f"run-{name}-{config.seed}"
     if not place.exists():
         start = Checkpoint(model=values, optimizer={}, state=start_state(source))
         RunDirectory.create(place, config, source.tokenizer, {}, start=start)
@@ -123,15 +131,13 @@ def _measured(arguments: Any, engine: Any, settings: dict[str, Any]) -> dict[str
         model = {"structure": {"*.mlp": {"kind": "narrow", "hidden": hidden}}}
         healing, start_values = derive(config, model=model, optim=learning, train={"steps": steps}), None
     else:
-        compressed = _compressed(subject, ARMS[settings["arm"]], settings["share"])
+        arm = ARMS[settings["arm"]]
+        compressed = _compressed(subject, arm, settings["share"])
+        if arm.experts:
+            compressed = upcycled(compressed, experts=EXPERTS, active=ACTIVE)
         healing, start_values = healing_config(config, compressed, steps=steps, teacher=teacher), compressed.values
-    decided = {"workers": 1, "micro_batch": 12, "compile": "off", "attention_kernel": "sdpa"}
-    healing = derive(healing, train=decided)
-    state = engine.init(healing, start_values)
-    for step in range(steps):
-        share, batch = schedule_share(healing, step), source.batch_at(step)
-        engine.step(state, batch, config=healing, share=share, step=step)
-    return {"loss": subject.validate(engine.model_of(state)), "stored": parameter_count(healing.model)}
+    _, loss = best_of(alike(healing), source, engine, start_values, every=arguments.every)
+    return {"loss": loss, "stored": parameter_count(healing.model)}
 
 
 def _compressed(subject: Subject, arm: Arm, share: float) -> Compressed:
@@ -182,17 +188,14 @@ def _print(ledger: Ledger, arguments: Any, arms: list[str]) -> None:
 
 
 def _arguments() -> Any:
-    flags = parser(__doc__ or "", "python benchmarks/compress_heal.py --text tinyshakespeare.txt --seeds 3")
-    flags.add_argument("--text", type=Path, default=Path("tinyshakespeare.txt"), help="Tiny Shakespeare (a path)")
-    flags.add_argument("--steps", type=positive, default=1000, help="of each teacher (default: 1000)")
-    flags.add_argument("--seeds", type=positive, default=3, help="teachers (default: 3)")
-    flags.add_argument("--share", type=float, nargs="+", default=[0.5, 0.25], help="1/2, 1/4, ... of each MLP's values")
+    flags = compression_parser(__doc__ or "", "compress_heal.py --text tinyshakespeare.txt", what="arms", seeds=3)
     flags.add_argument("--heal", type=positive, nargs="+", default=[200], help="steps of healing (default: 200)")
-    flags.add_argument("--calibrate", type=positive, default=65_536, help="tokens to calibrate on (default: 65536)")
-    flags.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
-    flags.add_argument("--only", nargs="*", default=[], metavar="WORDS", help="arms whose name has one of these")
-    flags.add_argument("--cache", type=Path, default=Path("."), help="where teachers and token shards are kept")
-    flags.add_argument("--done", type=Path, default=Path("compress_heal.jsonl"), help="finished runs are kept here")
+    flags.add_argument(
+        "--every",
+        type=int,
+        default=0,
+        help="look at the loss so often and keep the best, in steps (default: 0, the last)",
+    )
     return flags.parse_args()
 
 

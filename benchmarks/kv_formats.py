@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from common import finish, guarded, machine, parser, positive, progress, show
-from compress_oneshot import teacher_of
+from compressing import teacher_of
 
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy

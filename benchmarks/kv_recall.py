@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from common import finish, guarded, machine, parser, positive, progress, show
-from compress_oneshot import trained
+from compressing import trained
 
 from bonsaigpt import recipes
 from bonsaigpt.data.prepare import open_source
