@@ -18,10 +18,11 @@ def bonsai(*words: object) -> int:
     return main([str(word) for word in words])
 
 
-def task(path: Path, count: int = 60) -> Path:
-    """Words of the workshop's text; the label is whether one has an a."""
-    words = ["cat", "sat", "mat", "saw", "far", "away", "the", "red", "dogs", "run", "from", "home", "on"]
-    records = [{"ask": f"{words[n % 13]} {words[n % 7]}", "say": "yes" if n % 13 < 6 else "no"} for n in range(count)]
+def task(path: Path) -> Path:
+    """Two words of the workshop's text, which fit into its block of 8; the label is whether the first has an a."""
+    words = ["cat", "sat", "mat", "saw", "far", "the", "red", "run"]
+    pairs = [(one, other) for one in words for other in words]
+    records = [{"ask": f"{one} {other}", "say": "yes" if "a" in one else "no"} for one, other in pairs]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
@@ -45,6 +46,18 @@ def test_a_run_is_tuned_and_is_a_run(workshop: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert bonsai("eval", "tuned", "--json") == 0
     assert json.loads(capsys.readouterr().out)["exact"] == 1.0
+    assert bonsai("task", "tuned", "--data", data, "--metric", "accuracy", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["mean"] > 0.95
+    assert said["recall"].keys() == {"yes", "no"}
+    assert {p.name for p in Path("runs/tuned/tasks/task").iterdir()} == {
+        "report.html",
+        "answers.jsonl",
+        "confusion.png",
+    }
+    assert bonsai("task", "tuned", "--data", data, "--tokens", 1, "--out", "there") == 0  # written, not chosen
+    lines = [json.loads(line) for line in Path("there/answers.jsonl").read_text().splitlines()]
+    assert np.mean([line["prediction"] == line["reference"] for line in lines]) == said["mean"]
     Path("runs/tiny").rename("elsewhere")  # the run needs nothing of the one it came from
     assert bonsai("train", "tuned", "--resume", "--train.steps", 62) == 0
     assert bonsai("sample", "tuned", "--prompt", "cat", "--tokens", 2) == 0

@@ -89,3 +89,20 @@ def test_soft_cap_bounds_the_logits() -> None:
     with torch.no_grad():
         model.head_weight.mul_(1000)
     assert 0.4 < model(TOKENS).abs().max() <= 0.5
+
+
+def test_the_head_is_applied_to_what_counts_alone() -> None:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 13}
+    learner = Learner(build(validate({"model": sizes}, origin="t").model, seed=3).double(), z_loss=0.1)
+    few = TARGETS.masked_fill(torch.arange(24).reshape(3, 8) % 5 > 0, IGNORE)
+    found = []
+    for asked in (None, (few.flatten() != IGNORE).nonzero()[:, 0]):
+        learner.zero_grad()
+        objective, cross_entropy = learner(TOKENS, few, asked_N=asked)
+        objective.backward()
+        found.append([objective.detach(), cross_entropy, *(p.grad.clone() for p in learner.parameters())])
+    # The head's sums are float32 and over the same terms, but for zeros.
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    fewer, _ = learner(TOKENS, few, asked_N=torch.tensor([0, 5]))
+    assert abs(fewer - found[0][0]) > 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,15 @@ class FullCache:
             raise GenerateError(f"the cache has {self.slots} slots, {end} are needed: shorten the text or slide")
         self._used[layer] = end
         return end
+
+    def repeated(self, count: int) -> FullCache:
+        """A cache with each row so many times, one behind the other."""
+        twin = copy(self)
+        twin._k, twin._v, twin._positions, twin._states = (
+            tensor.repeat_interleave(count, dim=1) for tensor in (self._k, self._v, self._positions, self._states)
+        )
+        twin._used = list(self._used)
+        return twin
 
     def clear(self) -> None:
         """Forget everything; the buffers stay."""

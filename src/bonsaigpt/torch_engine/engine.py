@@ -25,6 +25,7 @@ from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
+from bonsaigpt.torch_engine.choices import choice_scores
 from bonsaigpt.torch_engine.deciding import decide
 from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
@@ -370,6 +371,17 @@ class TorchEngine:
             last_B1D = model.hidden(tokens, cache=cache)[:, -1:]
             logits_BV = model.logits(last_B1D)[:, 0]
         return logits_BV.float().cpu().numpy()
+
+    def choice_scores(
+        self,
+        model: GPT,
+        prompts: Sequence[np.ndarray],
+        choices: Sequence[np.ndarray],
+        *,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        """Log-probability of each choice after each prompt, all token ids, in nats; (N, C). See choices.py."""
+        return choice_scores(model, prompts, choices, self.placement, advance)
 
     # ------------------------------------------------------------------ how fast
 

@@ -47,18 +47,23 @@ class Learner(nn.Module):
         documents_BT: Tensor | None = None,
         taught: Taught | None = None,
         carry: Carry | None = None,
+        asked_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats.
 
         ``taught``: what the teacher says of the same tokens, if there is one (see ``teacher.py``). Logits are then held
-        whole, whatever the vocabulary: how many rows a pass takes is counted with them.
+        whole, whatever the vocabulary: how many rows a pass takes is counted with them. ``asked_N``: places of the
+        targets that count, in the flattened batch: then the head is applied to no others.
         """
         model = self.model
         streams: list[Tensor] | None = [] if taught is not None and taught[1:] else None
         balance = model.config.mlp.balance if isinstance(model.config.mlp, ExpertsMLP) else 0.0
         loads: list[Tensor] | None = [] if balance else None
         hidden_BTD = model.hidden(tokens_BT, documents_BT=documents_BT, carry=carry, streams=streams, loads=loads)
-        objective, loss = self._of_hidden(hidden_BTD, targets_BT, taught, streams or [])
+        asked_BT = targets_BT
+        if asked_N is not None:
+            hidden_BTD, asked_BT = hidden_BTD.flatten(0, 1)[asked_N][None], targets_BT.flatten()[asked_N][None]
+        objective, loss = self._of_hidden(hidden_BTD, asked_BT, taught, streams or [])
         if loads:
             counts_B = (targets_BT != IGNORE).sum(dim=-1)
             objective = objective + balance * (torch.stack(loads).sum(dim=0) * counts_B).sum()

@@ -107,7 +107,8 @@ def train_step(
                 learner.train()
                 documents = None if documents_BT is None else documents_BT[rows]
                 taught = None if state.teacher is None else state.teacher(tokens_BT[rows], documents)
-                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught, carry)
+                asked = None if taught is not None else asked_places(own.targets_BT[rows], config, placement.device)
+                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught, carry, asked)
             with mark("backward"):
                 (objective * factor).backward()
             if carry is not None:
@@ -141,6 +142,14 @@ def train_step(
             optimizer.zero_grad()
     figures = None if checkup is None else checkup.figures
     return StepMetrics(total, batch.count, norm, guard.skipped.clone(), guard.in_a_row.clone(), figures)
+
+
+def asked_places(targets_BT: np.ndarray, config: RunConfig, device: torch.device) -> Tensor | None:
+    """Where the targets that count are, if they are fewer than half and the head can do without the others: a compiled
+    step takes batches of one shape."""
+    if config.train.compile == "on" or 2 * np.count_nonzero(asked := targets_BT != IGNORE) >= targets_BT.size:
+        return None
+    return torch.from_numpy(np.flatnonzero(asked)).to(device)
 
 
 def micro_rows(config: RunConfig, length: int) -> int:

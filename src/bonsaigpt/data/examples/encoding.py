@@ -26,7 +26,7 @@ from bonsaigpt.data.tokenizers import (
 )
 from bonsaigpt.errors import DataError, TokenizerError
 
-__all__ = ["Encoded", "encode_examples", "encode_said", "tokenizer_for"]
+__all__ = ["Encoded", "encode_examples", "encode_said", "end_of_text", "prompt_ids", "tokenizer_for"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,15 @@ def encode_examples(
         asked.append(marks)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
     return Encoded(np.concatenate(ids).astype(np.int32), np.concatenate(asked).astype(bool), starts, cut)
+
+
+def prompt_ids(example: Example, tokenizer: Tokenizer) -> np.ndarray:
+    """The ids that stand before what is to be said last, as they do in training."""
+    parts = [
+        encode_said(segment.text, tokenizer) if segment.said else tokenizer.encode(segment.text)
+        for segment in example.segments[:-1]
+    ]
+    return np.concatenate([[end_of_text(tokenizer)], *parts]).astype(np.int64)
 
 
 def _encode(example: Example, tokenizer: Tokenizer, end: int, prompts: bool) -> tuple[np.ndarray, np.ndarray]:
