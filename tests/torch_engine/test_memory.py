@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "recompute": {"model": {"n_layer": 6}, "train": {"recompute": True, "batch_size": 2 * ROWS}},
     "plain attention": {"train": {"attention_kernel": "plain"}},
+    "through a cache policy": {"train": {"kv": "window(9), x=int4(hadamard)"}},
     "dropout": {"model": {"dropout": 0.1}},
     "large vocabulary": {"model": BIG, "optim": {"z_loss": 1e-4}},
     "fused head": {"model": BIG, "train": {"micro_batch": 64, "batch_size": 128}},

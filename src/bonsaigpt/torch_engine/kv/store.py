@@ -7,7 +7,6 @@ stands for. So a copy of a store costs nothing, and going back to an earlier sta
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -156,7 +155,7 @@ class _Coded:
     def __init__(self, form: QuantizedFormat, width: int) -> None:
         self._quantizer, self._width = quantizer(form), width
         self._group = form.group_of(width)
-        self._turn = _matrix(width) if form.hadamard else None
+        self._turn = hadamard(width) if form.hadamard else None
         self.tokens = self._group if form.axis == "channel" else 1
         """That one row of codes is of."""
 
@@ -185,11 +184,6 @@ class _Coded:
         x = self._quantizer.decode(codes, *scales)
         x = x.mT.flatten(2, 3) if self.tokens > 1 else x.flatten(-2)
         return x if self._turn is None else x @ self._turn.to(x.device)  # the matrix is its own inverse
-
-
-@lru_cache(maxsize=8)
-def _matrix(width: int) -> Tensor:
-    return hadamard(width)
 
 
 def _cat(before: Tensor | None, after: Tensor) -> Tensor:
