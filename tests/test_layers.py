@@ -22,7 +22,7 @@ FLOORS = [
     {"spec", "kv", "sampling", "recipes"},
     {"data"},
     {"checkpoint"},
-    {"engines", "torch_engine"},
+    {"engines", "torch_engine", "jax_engine"},
     {"measure", "generate"},
     {"train"},
     {"adapt", "compress"},
@@ -61,12 +61,12 @@ def violations(module: str, tree: ast.AST) -> list[str]:
         target = name.split(".")
         if target[0] == "bonsaigpt" and len(target) > 1 and target[1] in FLOOR:
             up = FLOOR[target[1]] > here
-            sideways = target[1] != parts[1] and {target[1], parts[1]} == {"engines", "torch_engine"}
+            sideways = target[1] != parts[1] and FLOOR[target[1]] == here == FLOOR["engines"]
             if up or sideways:
                 bad.append(f"{module} imports {name}")
         if target[0] == "torch" and parts[1] != "torch_engine":
             bad.append(f"{module} imports torch")
-        if target[0] == "jax" and parts[1] != "jax_engine":
+        if target[0] in ("jax", "optax") and parts[1] != "jax_engine":
             bad.append(f"{module} imports jax")
     return bad
 

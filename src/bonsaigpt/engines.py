@@ -23,7 +23,11 @@ __all__ = ["Decoder", "Engine", "Metrics", "Reader", "World", "load_engine"]
 
 T = TypeVar("T")
 
-_ENGINES = {"torch": ("bonsaigpt.torch_engine.engine", "TorchEngine")}
+_ENGINES = {
+    "torch": ("bonsaigpt.torch_engine.engine", "TorchEngine"),
+    "jax": ("bonsaigpt.jax_engine.engine", "JaxEngine"),
+}
+_OF_JAX = ("jax", "jaxlib", "optax")
 
 
 class Metrics(Protocol):
@@ -211,8 +215,20 @@ class Engine(Protocol):
 
 
 def load_engine(name: str = "torch", **placement: Any) -> Engine:
-    """The engine of that name, imported only now. ``placement``: device, precision, threads, workers, process."""
+    """The engine of that name, imported only now. ``placement``: device, precision, threads, workers, process.
+
+    Raises:
+        DeviceError: there is no such engine, a library of its own is not installed, or the placement cannot be.
+    """
     if name not in _ENGINES:
         raise DeviceError(f"there is no engine '{name}': use one of {sorted(_ENGINES)}.{did_you_mean(name, _ENGINES)}")
     module, attribute = _ENGINES[name]
-    return getattr(import_module(module), attribute)(**placement)
+    try:
+        made = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _OF_JAX:
+            raise
+        raise DeviceError(
+            f"the JAX engine needs {error.name}, which is not here: pip install 'bonsaigpt[jax]', or --engine torch"
+        ) from None
+    return made(**placement)

@@ -107,7 +107,7 @@ def _subject(arguments: argparse.Namespace) -> tuple[str, ModelConfig, Engine, A
     config = validate({"model": {"preset": name, "vocab_size": vocabulary}}, origin="--preset").model
     values = {p.name: initial_value(p, 0) for p in parameters(config) if p.tied_to is None}
     precision = arguments.precision or "auto"
-    engine = load_engine("torch", device=arguments.device, precision=precision, threads=arguments.threads)
+    engine = load_engine(arguments.engine, device=arguments.device, precision=precision, threads=arguments.threads)
     return f"preset {name}", config, engine, engine.model(config, values)
 
 

@@ -162,7 +162,10 @@ def runs_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
-    """Add --device, --precision and --threads, for verbs without settings."""
+    """Add --engine, --device, --precision and --threads, for verbs without settings."""
+    parser.add_argument(
+        "--engine", default="torch", help="torch or jax (extra `jax`), whichever a run was trained in (default: torch)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     parser.add_argument(
         "--precision",
@@ -231,7 +234,7 @@ class Opened:
         if trained_in not in ("auto", "fp32"):
             trained_in = "auto"  # this device need not have what the training device had
         engine = load_engine(
-            "torch",
+            placement.engine,
             device=placement.device,
             precision=placement.precision or trained_in,
             threads=placement.threads,

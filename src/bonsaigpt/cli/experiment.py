@@ -56,7 +56,7 @@ def make_engine(config: RunConfig, process: Process | None = None) -> Engine:
     """
     train = config.train
     engine = load_engine(
-        "torch",
+        train.engine,
         device=train.device,
         precision=train.precision,
         threads=train.threads,

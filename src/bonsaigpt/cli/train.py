@@ -86,6 +86,7 @@ def train_run(argv: list[str]) -> tuple[RunDirectory, int]:
         action="store_true",
         help="tell what the run would be, and train nothing: size, memory, work, time, disk, final loss",
     )
+    parser.add_argument("--engine", choices=["torch", "jax"], help="what computes; short for --train.engine")
     parser.add_argument(
         "--init",
         metavar="MODEL",
@@ -96,6 +97,8 @@ def train_run(argv: list[str]) -> tuple[RunDirectory, int]:
     source = add_settings(parser)
     arguments = parser.parse(argv)
     overrides = settings(source, argv)
+    if arguments.engine is not None:
+        overrides = recipes.merge(overrides, {"train": {"engine": arguments.engine}})
     process = Process.here()
     console = Console(stderr=False, quiet=not process.is_main)
 

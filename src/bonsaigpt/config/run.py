@@ -73,6 +73,8 @@ class TrainConfig(Config):
     """Tokens to write after each evaluation, into samples/; 0 writes none."""
     sample_prompt: str = "\n"
     """What those samples go on from."""
+    engine: Literal["torch", "jax"] = "torch"
+    """What computes: PyTorch, or JAX (extra `jax`; docs/jax.md tells what it leaves out); a run can go on in either."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"

@@ -1,0 +1,101 @@
+"""Functions as compiled programs: one for each configuration and set of shapes, and what XLA tells of them.
+
+A configuration is bound to a function before it is compiled, so it is a constant of the program. Programs of equal
+configurations are the same object: a model that is opened twice is compiled once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from bonsaigpt.config import ModelConfig, RunConfig
+
+__all__ = ["Program", "Report", "program"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What compiling took and made, as XLA counts it."""
+
+    seconds: float
+    """Of tracing and compiling."""
+    flops: float
+    """Operations of one call."""
+    bytes_accessed: float
+    """Of one call: operands and results of all fused operations."""
+    arguments: int
+    """Bytes of the arguments; those that are donated are the results as well."""
+    results: int
+    """Bytes of the results that have memory of their own."""
+    temporaries: int
+    """Bytes that are held besides, at the fullest moment."""
+
+    @property
+    def total(self) -> int:
+        """Bytes at the fullest moment."""
+        return self.arguments + self.results + self.temporaries
+
+
+class Program:
+    """A compiled function.
+
+    Args:
+        function: its first argument is the configuration.
+        donate: positions of arguments, after the configuration, whose memory the results may take.
+        static: names of keyword arguments that are constants: each value makes a program of its own.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        config: ModelConfig | RunConfig,
+        *,
+        donate: Sequence[int] = (),
+        static: Sequence[str] = (),
+    ) -> None:
+        self.traces = 0
+        """How often the function was traced, that is compiled anew."""
+
+        def traced(*arguments: Any, **constants: Any) -> Any:
+            self.traces += 1
+            return function(config, *arguments, **constants)
+
+        traced.__name__ = function.__name__.strip("_")
+        self._jitted = jax.jit(traced, donate_argnums=tuple(donate), static_argnames=tuple(static))
+
+    def __call__(self, *arguments: Any, **constants: Any) -> Any:
+        return self._jitted(*arguments, **constants)
+
+    def report(self, *arguments: Any, **constants: Any) -> Report:
+        """Compile for arguments of these shapes (``jax.ShapeDtypeStruct`` will do) and tell of it; nothing is run."""
+        began = time.perf_counter()
+        compiled = self._jitted.lower(*arguments, **constants).compile()
+        seconds = time.perf_counter() - began
+        memory: Any = compiled.memory_analysis()
+        cost = compiled.cost_analysis() or {}
+        return Report(
+            seconds=seconds,
+            flops=cost.get("flops", 0.0),
+            bytes_accessed=cost.get("bytes accessed", 0.0),
+            arguments=memory.argument_size_in_bytes,
+            results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            temporaries=memory.temp_size_in_bytes,
+        )
+
+
+_PROGRAMS: dict[tuple[Callable[..., Any], str], Program] = {}
+
+
+def program(function: Callable[..., Any], config: ModelConfig | RunConfig, **options: Any) -> Program:
+    """The program of a function and a configuration; ``options`` as of ``Program``, always the same for a function."""
+    make = partial(Program, function, config, **options)
+    key = (function, config.model_dump_json())
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = make()
+    return _PROGRAMS[key]

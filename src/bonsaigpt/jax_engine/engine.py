@@ -1,0 +1,408 @@
+"""The JAX engine as the rest of the house sees it: the methods of ``bonsaigpt.engines.Engine``."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
+from bonsaigpt.config import (
+    KVConfig,
+    LatentAttention,
+    LogitsDistill,
+    MemoryConfig,
+    ModelConfig,
+    MuonMatrices,
+    RunConfig,
+    derive,
+)
+from bonsaigpt.data.batches import Batch
+from bonsaigpt.errors import DeviceError, GenerateError
+from bonsaigpt.jax_engine import optim
+from bonsaigpt.jax_engine.compiling import Program, Report, program
+from bonsaigpt.jax_engine.decode import JaxDecoder
+from bonsaigpt.jax_engine.device import Placement, choose_placement
+from bonsaigpt.jax_engine.distributed import World
+from bonsaigpt.jax_engine.model import Model, Params, flat, forward, init, narrowed, nested
+from bonsaigpt.jax_engine.rounding import rounded
+from bonsaigpt.jax_engine.step import Learned, cut, evaluate_rows, fresh, rows_of, token_losses, train_step
+from bonsaigpt.processes import Process
+from bonsaigpt.spec import parameters
+from bonsaigpt.structure import MATERIALISED, merge
+from bonsaigpt.trace import Look, Room, StepMemory, Trace
+
+__all__ = ["JaxEngine", "State", "StepMetrics", "refuse_model", "refuse_run"]
+
+
+@dataclass
+class State:
+    """A run's state; each step puts a new tree in the place of the old one."""
+
+    config: RunConfig
+    learned: Learned
+    step: Program
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Left on the device until somebody asks."""
+
+    figures: jax.Array
+    """Loss sum, gradient norm, steps skipped, skipped in a row."""
+    count: int
+
+    def host(self) -> dict[str, float]:
+        """``loss`` (nats a token), ``grad_norm`` (before clipping), ``skipped`` steps so far and in a row; waits."""
+        loss_sum, norm, skipped, in_a_row = np.asarray(self.figures).tolist()
+        return {"loss": loss_sum / self.count, "grad_norm": norm, "skipped": skipped, "skipped_in_a_row": in_a_row}
+
+    def health(self) -> None:
+        """Nothing: this engine takes no looks."""
+
+
+class JaxEngine:
+    """JAX on one device."""
+
+    name = "jax"
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+        workers: int = 0,
+        process: Process = Process(),  # noqa: B008  # frozen
+    ) -> None:
+        self.world = World(process)
+        self.placement: Placement = choose_placement(device, precision, threads)
+        self._rows: dict[int, int] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """Versions, device and precision with the reason, and the ceiling that MFU is counted against."""
+        return {
+            "engine": f"jax {jax.__version__}",
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": str(self.placement.device),
+            "precision": jnp.dtype(self.placement.dtype).name,
+            "why": self.placement.why,
+            "threads": int(os.environ.get("NPROC", os.cpu_count() or 1)),
+            "workers": 1,
+            "ceiling": f"{self._ceiling / 1e9:,.0f} GFLOP/s, measured: a product of two matrices in XLA",
+            "processes": self.world.size,
+            "backend": "none",
+        }
+
+    # ------------------------------------------------------------------ training
+
+    def check_fits(self, config: RunConfig) -> None:
+        """Refuse what this engine does not compute.
+
+        Raises:
+            DeviceError: in one sentence what it is, and what does.
+        """
+        refuse_run(config)
+
+    def resolve(
+        self, config: RunConfig, batch: Batch, *, begin: int = 0, say: Callable[[str], None] = lambda line: None
+    ) -> tuple[RunConfig, dict[str, str]]:
+        """The configuration with all decided that is this engine's to decide, and the reasons.
+
+        What PyTorch alone has (workers, torch.compile, its kernels) stays open, so that a run may go on there.
+        """
+        why = {"train.precision": self.placement.why.partition("; ")[2]}
+        if config.train.micro_batch == 0:
+            config = derive(config, train={"micro_batch": config.train.batch_size})
+            why["train.micro_batch"] = "the whole batch in one pass"
+        if config.train.precision == "auto" and not self.placement.is_gpu:
+            config = derive(config, train={"precision": "fp32"})
+        matrices = config.optim.matrices
+        if isinstance(matrices, MuonMatrices) and matrices.precision == "auto":
+            chosen = "bf16" if self.placement.dtype == jnp.bfloat16 else "fp32"
+            config = derive(config, optim={"matrices": matrices.model_dump() | {"precision": chosen}})
+            why["optim.matrices.precision"] = f"{chosen}: as the products of the model"
+        if config.train.health.interval:
+            why["train.health"] = "no looks at health are taken in JAX"
+        return config, why
+
+    def step_memory(self, config: RunConfig) -> StepMemory:
+        """The bytes that a step of a resolved configuration will hold, as XLA counts them; it is compiled for that."""
+        learned = jax.eval_shape(lambda: fresh(config, init(config.model, config.seed)))
+        weights, state = (
+            sum(w.size * w.dtype.itemsize for w in jax.tree.leaves(tree)) for tree in (learned.params, learned.moments)
+        )
+        rest = self.report(config).total - weights - state
+        parts = {"weights": weights, "optimizer": state, "gradients and activations": rest}
+        return StepMemory(parts=parts, state=state)
+
+    def report(self, config: RunConfig) -> Report:
+        """What compiling the step of a resolved configuration takes and makes."""
+        B, T = config.train.batch_size, config.model.block_size
+        blank = Batch(tokens_BT=np.zeros((B, T)), targets_BT=np.zeros((B, T)), count=B * T)
+        learned = jax.eval_shape(lambda: fresh(config, init(config.model, config.seed)))
+        return self._program(config).report(learned, *self._arguments(config, blank, 1.0, 0), **self._constants(config))
+
+    def room(self) -> Room | None:
+        """The memory of the device, where it tells."""
+        stats = self.placement.device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None
+        return Room(stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"])
+
+    def time_steps(self, config: RunConfig, batch: Batch, count: int) -> list[float]:
+        """Seconds of a first step on scratch weights, which compiles, and of ``count`` more."""
+        state, seconds = self.init(config), []
+        for step in range(1 + count):
+            began = time.perf_counter()
+            self.step(state, batch, config=config, share=1.0, step=step).host()
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    def init(self, config: RunConfig, values: Arrays | None = None) -> State:
+        """A fresh state: weights from the seed, or from ``values``; the optimizer starts anew."""
+        refuse_run(config)
+        params = init(config.model, config.seed) if values is None else nested(config.model, values)
+        return State(config, self._placed(fresh(config, self._placed(params))), self._program(config))
+
+    def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:
+        """The state that ``arrays`` gave, in either engine; without an optimizer's state that one starts anew."""
+        state = self.init(config, model)
+        learned = state.learned
+        weights, moments = optim.load(learned.moments, flat(learned.params), optimizer)
+        guard = jnp.asarray(optimizer["guard"]) if "guard" in optimizer else learned.guard
+        state.learned = self._placed(Learned(nested(config.model, weights), moments, guard))
+        return state
+
+    def arrays(self, state: State) -> tuple[Arrays, Arrays]:
+        """The weights to use (the average, if one is kept), and all else that the next step depends on; on the host."""
+        learned = state.learned
+        weights = flat(learned.params)
+        to_use = learned.moments.average or weights
+        table = [p.name for p in parameters(state.config.model) if p.tied_to is None]
+        return {name: np.array(to_use[name]) for name in table}, optim.arrays(weights, learned.moments) | {
+            "guard": np.array(learned.guard)
+        }
+
+    def save(self, state: State, run: RunDirectory, about: dict[str, Any]) -> None:
+        """Write a checkpoint; ``about`` is its ``state.json``."""
+        model, optimizer = self.arrays(state)
+        run.save(Checkpoint(model=model, optimizer=optimizer, state=about))
+
+    def settle(self) -> None:
+        """Nothing is written behind anybody's back."""
+
+    def load(self, config: RunConfig, folder: Path) -> State:
+        """The state that ``save`` wrote, in either engine."""
+        saved = files.read(folder)
+        return self.restore(config, saved.model, saved.optimizer)
+
+    def close(self) -> None:
+        """There is nobody to part from."""
+
+    def step(
+        self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int, look: Look | None = None
+    ) -> StepMetrics:
+        """One optimizer step at ``share`` of the peak learning rates; the state then holds what it made. ``look`` is
+        not taken."""
+        arguments, constants = self._arguments(config, batch, share, step), self._constants(config)
+        state.learned, figures = state.step(state.learned, *arguments, **constants)
+        return StepMetrics(figures, batch.count)
+
+    def _program(self, config: RunConfig) -> Program:
+        return program(train_step, config, donate=(0,), static=("dtype", "fused"))
+
+    def _arguments(self, config: RunConfig, batch: Batch, share: float, step: int) -> tuple[Any, ...]:
+        """All but the state."""
+        whole = config.train.micro_batch or config.train.batch_size
+        rows = max(1, whole * config.model.block_size // batch.tokens_BT.shape[1])  # the setting counts whole blocks
+        return cut(batch, rows), np.float32(batch.count), np.float32(share), np.int32(step)
+
+    def _constants(self, config: RunConfig) -> dict[str, Any]:
+        plain = config.train.attention_kernel == "plain"
+        return {"dtype": self.placement.dtype, "fused": self.placement.is_gpu and not plain}
+
+    def memory(self, model: ModelConfig, setting: MemoryConfig, *, rows: int) -> None:
+        """None: this engine carries nothing from batch to batch.
+
+        Raises:
+            DeviceError: a memory is asked for.
+        """
+        if setting.kind != "none":
+            _refuse("carry a memory from batch to batch (train.memory)")
+
+    def evaluate(self, model: Model, batch: Batch, *, exact: bool = False, memory: Any = None) -> tuple[float, int]:
+        """Sum of the loss in nats, and, if ``exact``, rows solved whole. Rows are filled up to as many as were seen
+        before, so that a last, smaller batch does not compile anew."""
+        B, T = batch.tokens_BT.shape
+        rows = self._rows[T] = max(B, self._rows.get(T, 0))
+        score = program(evaluate_rows, model.config, static=("dtype", "exact"))
+        loss_sum, right = score(model.params, rows_of(batch, rows=rows), dtype=self.placement.dtype, exact=exact)
+        return float(loss_sum), int(right) - (rows - B if exact else 0)  # an empty row is solved
+
+    def losses(self, model: Model, tokens_BT: np.ndarray, targets_BT: np.ndarray, *, memory: Any = None) -> np.ndarray:
+        """Loss of every target in nats, (B, T) float64."""
+        score = program(token_losses, model.config, static=("dtype",))
+        found = score(model.params, tokens_BT.astype(np.int32), targets_BT.astype(np.int32), dtype=self.placement.dtype)
+        return np.asarray(found, dtype=np.float64)
+
+    # ------------------------------------------------------------------ a model alone
+
+    def model(self, config: ModelConfig, values: Arrays) -> Model:
+        """A model to evaluate or to generate with. Weights whose factors would take more work for a token than the
+        matrix are merged into it, once."""
+        refuse_model(config)
+        config, values = merge(config, values, which=lambda _, s: s.macs(s.cheapest) >= s.macs(MATERIALISED))
+        return Model(config, self._placed(nested(config, values)))
+
+    def model_of(self, state: State) -> Model:
+        """A model to evaluate, over the average of the weights, if one is kept; good until the next step, which takes
+        its memory."""
+        average = state.learned.moments.average
+        return Model(state.config.model, nested(state.config.model, average) if average else state.learned.params)
+
+    def block_size(self, model: Model) -> int:
+        """Longest context of the model, in tokens."""
+        return model.config.block_size
+
+    def cache(self, model: Model, *, batch: int) -> NoReturn:
+        """Caches are inside the decoder here."""
+        _refuse("hand out a cache")
+
+    def map_sums(
+        self, model: Model, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: Any = None
+    ) -> NoReturn:
+        """Not here."""
+        _refuse("gather moments of activations (`bonsai compress`)")
+
+    def fit_mlp(self, *arguments: Any, **settings: Any) -> NoReturn:
+        """Not here."""
+        _refuse("fit MLPs (`bonsai compress`)")
+
+    def decoder(
+        self,
+        model: Model,
+        *,
+        rows: int,
+        weights: Literal["fp32", "int8"] = "fp32",
+        tokens: int | None = None,
+        say: Callable[[str], None] = lambda words: None,
+        kv: KVConfig | None = None,
+    ) -> JaxDecoder:
+        """Goes on with ``rows`` texts; see ``bonsaigpt.engines.Decoder``.
+
+        Raises:
+            DeviceError: a cache policy is asked for.
+        """
+        if kv is not None and not kv.is_plain:
+            _refuse("keep less than everything in the cache (--kv)")
+        return JaxDecoder(model, rows=rows, placement=self.placement, weights=weights)
+
+    def reader(self, model: Model, kv: KVConfig) -> NoReturn:
+        """Not here."""
+        _refuse("read through a cache policy (--kv)")
+
+    def rounded(self, model: Model) -> Model:
+        """The model with what int8 keeps of its matrices: to evaluate what that costs."""
+        return rounded(model)
+
+    def next_logits(self, model: Model, tokens_BT: np.ndarray, cache: None = None) -> np.ndarray:
+        """Logits of the token after the last, (B, V) float32 on the host; the whole context is read again. It is padded
+        to a power of two, so that few lengths are compiled."""
+        T, block = tokens_BT.shape[1], model.config.block_size
+        if block < T:
+            raise GenerateError(f"{T} tokens are more than the block of {block}: shorten the text")
+        length = min(block, 1 << (T - 1).bit_length())
+        padded = np.pad(tokens_BT.astype(np.int32), [(0, 0), (0, length - T)])
+        last = program(_logits_at, model.config, static=("dtype",))
+        return np.asarray(last(model.params, padded, np.int32(T - 1), dtype=self.placement.dtype))
+
+    # ------------------------------------------------------------------ how fast
+
+    @cached_property
+    def _ceiling(self) -> float:
+        return self.product_rate(seconds=0.2)
+
+    def peak_flops(self) -> float:
+        """Operations a second of the fastest product that was measured here."""
+        return self._ceiling
+
+    def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float:
+        """Operations a second of a product (m, k) times (k, n), measured; without a shape, of a large square one."""
+        m, k, n = shape or ((8192,) * 3 if self.placement.is_gpu else (1024,) * 3)
+        a, b = (self._placed(jnp.ones(sides, self.placement.dtype)) for sides in ((m, k), (k, n)))
+        return 2.0 * m * k * n * _calls_per_second(jax.jit(jnp.matmul), a, b, seconds=seconds)
+
+    def copy_rate(self, *, seconds: float) -> float:
+        """Bytes a second that are read and written while memory is copied, measured."""
+        x = self._placed(jnp.ones(2**26, jnp.float32))
+        return 2.0 * x.nbytes * _calls_per_second(jax.jit(lambda x: x + 1.0), x, seconds=seconds)
+
+    def read_rate(self, *, seconds: float) -> float:
+        """Bytes a second that are read from memory which no cache holds, measured."""
+        x = self._placed(jnp.ones(2**26, jnp.float32))
+        return x.nbytes * _calls_per_second(jax.jit(jnp.max), x, seconds=seconds)
+
+    def alone(self, state: State) -> State:
+        """The same state: there are no workers."""
+        return state
+
+    def mark(self, name: str) -> AbstractContextManager[Any]:
+        """Nobody records here."""
+        return nullcontext()
+
+    def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace:
+        """Not here."""
+        _refuse("record the parts of a step (`bonsai profile`), which are one program in XLA")
+
+    def _placed(self, tree: Any) -> Any:
+        return jax.device_put(tree, self.placement.device)
+
+
+def refuse_model(config: ModelConfig) -> None:
+    """Raise ``DeviceError`` for a model that this engine does not compute."""
+    if isinstance(config.attention, LatentAttention):
+        _refuse("compute latent attention (model.attention.kind)")
+    if config.experts > 1:
+        _refuse("compute mixtures of experts (model.mlp.kind)")
+
+
+def refuse_run(config: RunConfig) -> None:
+    """Raise ``DeviceError`` for a run that this engine does not compute."""
+    refuse_model(config.model)
+    if isinstance(config.optim.distill, LogitsDistill):
+        _refuse("learn from a teacher (optim.distill)")
+    if config.train.memory.kind != "none":
+        _refuse("carry a memory from batch to batch (train.memory)")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise DeviceError(f"the JAX engine does not {what}: use --engine torch")
+
+
+def _logits_at(config: ModelConfig, params: Params, tokens_BT: jax.Array, last: jax.Array, *, dtype: Any) -> jax.Array:
+    logits_BTV = forward(config, narrowed(params, dtype), tokens_BT)
+    return jax.lax.dynamic_index_in_dim(logits_BTV, last, axis=1, keepdims=False).astype(jnp.float32)
+
+
+def _calls_per_second(call: Callable[..., jax.Array], *arguments: jax.Array, seconds: float) -> float:
+    """Of the best of some tries, the first of which compiles."""
+    call(*arguments).block_until_ready()
+    best, end = math.inf, time.perf_counter() + seconds
+    while best == math.inf or time.perf_counter() < end:
+        began = time.perf_counter()
+        call(*arguments).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 1.0 / best

@@ -1,0 +1,60 @@
+"""The one function that applies a weight, and normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bonsaigpt.config import ModelConfig
+from bonsaigpt.jax_engine.structured import Factored, Weight, multiply
+
+__all__ = ["apply", "dropout", "layer_norm", "linear", "norm", "rms_norm"]
+
+
+def linear(x: Array, weight: Weight, bias: Array | None = None) -> Array:
+    """``x @ weight.T + bias`` in the weight's number format; weights are (out, in), dense or made of factors."""
+    leaf = next(iter(weight.factors.values())) if isinstance(weight, Factored) else weight
+    x = x.astype(leaf.dtype)
+    y = multiply(weight, x) if isinstance(weight, Factored) else x @ weight.T
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def apply(params: dict[str, Any], x: Array) -> Array:
+    """The linear map whose ``weight`` and perhaps ``bias`` these are."""
+    return linear(x, params["weight"], params.get("bias"))
+
+
+def norm(config: ModelConfig, params: dict[str, Array], x: Array) -> Array:
+    """LayerNorm or RMSNorm, as the configuration says, in float32; ``params`` is empty where nothing is learned."""
+    normalise = rms_norm if config.norm.kind == "rmsnorm" else layer_norm
+    return normalise(x, params.get("weight"), params.get("bias"), eps=config.norm.eps)
+
+
+def rms_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float) -> Array:
+    """x / sqrt(mean(x^2) + eps) over the last axis, times ``weight`` (Zhang and Sennrich 2019, equation 4)."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return _scale(y, weight, bias)
+
+
+def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) over the last axis (Ba et al. 2016, equation 4)."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return _scale(y, weight, bias)
+
+
+def _scale(y: Array, weight: Array | None, bias: Array | None) -> Array:
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zero each element with probability ``rate`` and scale the rest; nothing at all without a key."""
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros((), x.dtype))

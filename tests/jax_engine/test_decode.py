@@ -1,0 +1,119 @@
+"""Decoding in JAX: equal to reading the whole text, whatever the pieces; and compiled once for each size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+pytest.importorskip("optax")
+
+import jax
+
+from bonsaigpt.errors import GenerateError
+from bonsaigpt.generate import Request, Session
+from bonsaigpt.jax_engine.decode import JaxDecoder
+from bonsaigpt.jax_engine.engine import JaxEngine
+from bonsaigpt.sampling import Sampling
+from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.torch_engine.model import GPT, weights
+from tests.torch_engine.decoders import logits_of, make, model_of
+
+ENGINE = JaxEngine(device="cpu")
+TEXT = np.array([3, 14, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4])
+
+
+def decoder_of(model: GPT, rows: int = 2) -> JaxDecoder:
+    return ENGINE.decoder(ENGINE.model(model.config, weights(model)), rows=rows)
+
+
+@pytest.mark.parametrize("name", ["shared, in windows", "linear, rope"])
+def test_pieces_steps_copies_and_going_back_are_the_whole_text(name: str) -> None:
+    model = model_of(name)
+    wished = logits_of(model, TEXT)
+    assert np.abs(wished).max() > 0.5  # otherwise 2e-5 would mean little
+    decoder = decoder_of(model)
+    near = lambda found, at: np.abs(found - wished[at]).max() <= 2e-5  # noqa: E731
+    assert near(decoder.prefill(0, TEXT[:5]), 4)
+    decoder.prefill(1, TEXT[7:16])  # a neighbour with another text
+    alone = decoder.step(np.array([0]), TEXT[5:6])
+    assert near(alone[0], 5)
+    both = decoder.step(np.array([1, 0]), np.array([TEXT[0], TEXT[6]]))
+    assert near(both[1], 6)
+    assert near(decoder.verify(0, TEXT[7:11]), slice(7, 11))
+    assert near(decoder.prefill(0, TEXT[11:22]), 21)  # 13 slots are left: pieces of 8, 2 and 1
+    decoder.truncate(0, 9)
+    decoder.copy_row(0, 1)
+    assert near(decoder.step(np.array([1]), TEXT[9:10])[0], 9)
+    assert near(decoder.prefill(0, TEXT[9:]), 22)
+    assert (decoder.length(0), decoder.length(1)) == (23, 10)
+    decoder.truncate(1, 9)  # the negative control: another past is seen
+    assert not near(decoder.step(np.array([1]), TEXT[9:10] + 1)[0], 9)
+
+
+def test_a_rows_bits_do_not_depend_on_its_neighbours() -> None:
+    model = model_of("modern")
+    found = []
+    for neighbour in (TEXT[:9], TEXT[3:5]):
+        decoder = decoder_of(model, rows=3)
+        decoder.prefill(1, TEXT[:4])
+        decoder.prefill(2, neighbour)
+        rows = np.array([1, 2]) if len(neighbour) == 9 else np.array([1])
+        found.append(decoder.step(rows, np.full(len(rows), 7))[0])
+    assert np.array_equal(*found)
+
+
+def test_one_program_for_each_size_whatever_the_text_and_the_sampling() -> None:
+    """Prompts in one piece of 16, steps in 24 slots: two programs, compiled once for all sessions."""
+    model = model_of("gpt2", n_layer=1)
+    sampled: list[list[int]] = []
+    decoder = decoder_of(model)
+    programs = decoder._prefill, decoder._step
+    for length, temperature, seed in ((3, 0.0, 0), (5, 0.7, 1), (9, 1.3, 2)):
+        session = Session(decoder_of(model))
+        request = Request(
+            prompt=TEXT[:length].tolist(), max_tokens=6, sampling=Sampling(temperature=temperature, seed=seed)
+        )
+        sampled += [done.tokens for done in session.run([request, request])]
+        assert [program.traces for program in programs] == [1, 1]
+    assert sampled[0] == sampled[1]
+    prefill = JaxDecoder.prefill
+    prefill(decoder, 0, TEXT[:10])  # the negative control: a piece of 16 does not fit any more behind ten
+    prefill(decoder, 0, TEXT[10:13])
+    assert programs[0].traces == 2
+
+
+def test_the_same_text_as_pytorch() -> None:
+    model = model_of("modern")
+    request = Request(prompt=TEXT[:4].tolist(), max_tokens=15, sampling=Sampling(temperature=0.9, top_k=9, seed=3))
+    texts = [Session(decoder).run([request])[0].tokens for decoder in (decoder_of(model), make("eager", model))]
+    assert texts[0] == texts[1]
+
+
+def test_int8_is_pytorchs_rounding() -> None:
+    model = model_of("modern", n_layer=1)
+    decoder = ENGINE.decoder(ENGINE.model(model.config, weights(model)), rows=1, weights="int8")
+    wished = logits_of(TorchEngine(device="cpu").rounded(model), TEXT)
+    assert np.abs(decoder.verify(0, TEXT) - wished).max() <= 2e-5
+    assert np.abs(logits_of(model, TEXT) - wished).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "words"),
+    [([0, 0], [1, 2], "one token for each"), ([2], [1], "no such row"), ([0], [17], "outside the vocabulary")],
+)
+def test_what_cannot_be_is_refused(rows: list[int], tokens: list[int], words: str) -> None:
+    decoder = decoder_of(model_of("gpt2", n_layer=1))
+    with pytest.raises(GenerateError, match=words):
+        decoder.step(np.array(rows), np.array(tokens))
+    with pytest.raises(GenerateError, match="24 slots, 25 are needed"):
+        decoder.prefill(0, np.zeros(25, np.int64))
+    with pytest.raises(GenerateError, match="no tokens"):
+        decoder.prefill(0, np.zeros(0, np.int64))
+    assert decoder.length(0) == 0
+
+
+def test_bits_are_the_buffers() -> None:
+    decoder = decoder_of(model_of("grouped queries"))
+    held = sum(buffer.nbytes * 8 for buffer in jax.tree.leaves(decoder._cache))
+    assert decoder.bits() == held == 3 * 2 * 25 * 2 * 2 * 8 * 32  # layers, rows, slots and one more, k and v, heads
