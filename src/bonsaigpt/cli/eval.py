@@ -24,6 +24,7 @@ from bonsaigpt.engines import Engine
 from bonsaigpt.errors import ConfigError, DataError, GenerateError
 from bonsaigpt.kv import write_policy
 from bonsaigpt.measure import evaluate
+from bonsaigpt.measure.conventions import CONVENTIONS, score_by
 from bonsaigpt.measure.kv import KVScore, contiguous, score_policy
 from bonsaigpt.measure.kv_answers import KVAnswers, score_answers
 from bonsaigpt.train.callbacks.console import score_line
@@ -35,6 +36,7 @@ __all__ = ["memory_of", "run", "score_through", "source_of", "window_source"]
 _EXAMPLE = """  bonsai eval runs/shakespeare-char
   bonsai eval runs/shakespeare-char@last --text sonnets.txt --json
   bonsai eval runs/shakespeare-char --weights int8
+  bonsai eval gpt2-folder --text wiki.test.tokens --convention krony-wikitext
   bonsai eval runs/streams --memory 256
   bonsai eval runs/shakespeare-char --kv 'window(64), int4(group=32)'"""
 
@@ -61,6 +63,13 @@ def run(argv: list[str]) -> int:
         help="tokens that are remembered from window to window; 0: none (default: as the run was trained)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
+    parser.add_argument(
+        "--convention",
+        choices=CONVENTIONS,
+        help="besides, the perplexity of --text as a paper counted it: "
+        + "; ".join(f"{name}, {convention.about}" for name, convention in CONVENTIONS.items())
+        + " (default: none)",
+    )
     add_kv(parser)
     add_placement(parser)
     runs_folder(parser)
@@ -69,6 +78,8 @@ def run(argv: list[str]) -> int:
         raise GenerateError("--kv and --weights int8 cannot go together: measure one at a time")
     if arguments.kv is not None and arguments.memory:
         raise GenerateError("--kv and --memory cannot go together: a cache policy already says what is remembered")
+    if arguments.convention is not None:
+        return _by_convention(arguments)
     opened = open_model(arguments.model, runs=arguments.runs)
     source = source_of(opened, arguments.text, arguments.corpora)
     memory = opened.config, memory_of(opened, arguments.memory)
@@ -87,6 +98,31 @@ def run(argv: list[str]) -> int:
         print(json.dumps({**about, **result.as_dict()}))
     else:
         print(f"{opened.label}  {score_line(result)}  ({named(result.tokens, 'token')}){words}")
+    return 0
+
+
+def _by_convention(arguments: argparse.Namespace) -> int:
+    """Print the perplexity of a convention beside that of the same text, every target scored once."""
+    if arguments.text is None:
+        raise DataError("--convention says how a file is scored: say which with --text FILE")
+    if arguments.kv is not None or arguments.memory or arguments.weights != "fp32":
+        raise GenerateError("--convention goes with no --kv, --memory or --weights: nobody published by such")
+    opened = open_model(arguments.model, runs=arguments.runs)
+    text = CONVENTIONS[arguments.convention].text(read_document(arguments.text).text)
+    source = window_source(opened, text, origin=str(arguments.text))
+    engine, model = opened.on(arguments)
+    with progress_bar(Console(stderr=True)) as advance:
+        result = evaluate(engine, model, source, advance=advance)
+        ids = opened.tokenizer.encode(text)
+        found = score_by(engine, model, ids, block=opened.config.block_size, advance=advance)
+    if arguments.json:
+        print(json.dumps({"model": opened.label, arguments.convention: asdict(found), **result.as_dict()}))
+        return 0
+    print(f"{opened.label}  {score_line(result)}  ({named(result.tokens, 'token')})")
+    print(
+        f"{opened.label}  {arguments.convention}: perplexity {found.perplexity:.2f}  (mean over "
+        f"{named(found.windows, 'window')}, {result.tokens - found.targets:,} tokens not scored)"
+    )
     return 0
 
 
