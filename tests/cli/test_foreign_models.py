@@ -144,3 +144,14 @@ def test_export_writes_a_folder_that_says_the_same(place: Path, capsys: pytest.C
     assert "--out" in capsys.readouterr().err
     assert main(["export", str(folder), "--to", "hf", "--out", "again"]) == 0
     assert (place / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_export_to_gguf(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    made(place / "small", (place / "text.txt").read_text(), GPT2)
+    assert main(["export", "small", "--to", "gguf", "--out", "files/small.gguf", "--dtype", "q8_0"]) == 0
+    assert "files/small.gguf: gpt2 for llama.cpp" in capsys.readouterr().out
+    assert (place / "files" / "small.gguf").read_bytes()[:4] == b"GGUF"
+    assert main(["export", "small", "--out", "no", "--dtype", "q8_0"]) == 2
+    assert "--to gguf" in capsys.readouterr().err
+    assert not (place / "no").exists()

@@ -13,6 +13,7 @@ from bonsaigpt.cli.common import Opened, Parser, open_model, runs_folder
 from bonsaigpt.config import dump_toml
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.interop.card import model_card
+from bonsaigpt.interop.gguf_file import write_gguf
 from bonsaigpt.interop.writing import family_for, write_folder
 from bonsaigpt.report.history import read_history
 from bonsaigpt.spec import parameter_count
@@ -21,7 +22,8 @@ from bonsaigpt.units import count, size
 __all__ = ["run"]
 
 _EXAMPLE = """  bonsai export runs/shakespeare-char --to hf
-  bonsai export runs/first@last --to hf --dtype bf16 --out models/first"""
+  bonsai export runs/first@last --dtype bf16 --out models/first
+  bonsai export runs/first --to gguf --dtype q8_0"""
 
 
 def run(argv: list[str]) -> int:
@@ -29,42 +31,73 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "export",
         "Write a model for other programs: hf, a folder that transformers' AutoModelForCausalLM and AutoTokenizer load "
-        "without any code of ours. Factored weights are multiplied out first.",
+        "without any code of ours; gguf, one file for llama.cpp and what is built on it. Factored weights are "
+        "multiplied out first.",
         _EXAMPLE,
     )
     parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
-    parser.add_argument("--to", choices=["hf"], default="hf", help="the format (default: hf)")
+    parser.add_argument("--to", choices=["hf", "gguf"], default="hf", help="the format (default: hf)")
     parser.add_argument("--out", type=Path, metavar="PATH", help="where to (default: inside the run, in export/)")
     parser.add_argument(
-        "--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="number format of weights (default: fp32)"
+        "--dtype",
+        choices=["fp32", "bf16", "fp16", "q8_0"],
+        default="fp32",
+        help="number format of weights; q8_0, in gguf alone: 8 bits and a scale for every 32 (default: fp32)",
     )
     runs_folder(parser)
     arguments = parser.parse(argv)
+    if arguments.to == "hf" and arguments.dtype == "q8_0":
+        raise ConfigError("--dtype q8_0 is a format of GGUF files: give --to gguf, or another format.")
     opened = open_model(arguments.model, runs=arguments.runs)
-    target = arguments.out or _inside(opened, arguments.to)
-    console = Console()
+    target, words = _EXPORTS[arguments.to](opened, arguments)
+    files = target.iterdir() if target.is_dir() else [target]
+    told = f"{target}: {words}, {size(sum(file.stat().st_size for file in files))}"
+    Console().print(told, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _to_folder(opened: Opened, arguments: argparse.Namespace) -> tuple[Path, str]:
+    target = arguments.out or _inside(opened, "hf")
     family = write_folder(
         target,
         opened.config,
         opened.weights,
         opened.tokenizer,
         origin=opened.label,
-        card=_card(opened, target.name if opened.run is None else opened.run.path.name, arguments),
+        card=_card(opened, _name(opened, target), arguments.dtype),
         dtype=arguments.dtype,
     )
-    held = sum(file.stat().st_size for file in target.iterdir())
-    words = f"{target}: {family.architecture}, {size(held)}; AutoModelForCausalLM.from_pretrained('{target}') loads it"
-    console.print(words, highlight=False, markup=False, soft_wrap=True)
-    return 0
+    return target, f"{family.architecture} for AutoModelForCausalLM.from_pretrained"
 
 
-def _inside(opened: Opened, kind: str) -> Path:
+def _to_gguf(opened: Opened, arguments: argparse.Namespace) -> tuple[Path, str]:
+    target = arguments.out or _inside(opened, f"model-{arguments.dtype}.gguf")
+    family = write_gguf(
+        target,
+        opened.config,
+        opened.weights,
+        opened.tokenizer,
+        origin=opened.label,
+        name=_name(opened, target),
+        dtype=arguments.dtype,
+    )
+    return target, f"{family.model_type} for llama.cpp"
+
+
+_EXPORTS = {"hf": _to_folder, "gguf": _to_gguf}
+
+
+def _name(opened: Opened, target: Path) -> str:
+    return target.stem if opened.run is None else opened.run.path.name
+
+
+def _inside(opened: Opened, name: str) -> Path:
     if opened.run is None:
         raise ConfigError(f"{opened.label} is no run to put an export into: say where to with --out PATH.")
-    return opened.run.path / "export" / kind
+    return opened.run.path / "export" / name
 
 
-def _card(opened: Opened, name: str, arguments: argparse.Namespace) -> str:
+def _card(opened: Opened, name: str, dtype: str) -> str:
     family, _ = family_for(opened.config, origin=opened.label)
     config = opened.config
     prompt = opened.run.config.train.sample_prompt if opened.run is not None else ""
@@ -77,7 +110,7 @@ def _card(opened: Opened, name: str, arguments: argparse.Namespace) -> str:
         "architecture": family.architecture,
         "prompt": json.dumps(prompt if prompt.strip() else "The")[1:-1],
     }
-    measured, made = {}, {"bonsaigpt": __version__, "weights": arguments.dtype}
+    measured, made = {}, {"bonsaigpt": __version__, "weights": dtype}
     if opened.run is None:
         return model_card(name, facts, measured, made | {"from": opened.label})
     history = read_history(opened.run)
