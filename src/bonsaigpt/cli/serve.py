@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import ipaddress
 import os
 from importlib.util import find_spec
@@ -71,7 +72,7 @@ def run(argv: list[str]) -> int:
 
         def on_start() -> None:
             Console(stderr=True).print(
-                escape(f"serving {', '.join(names)} at {where} (API: {where}/v1); Ctrl-C ends it"),
+                escape(f"serving {', '.join(names)}: open {where} in a browser (API: {where}/v1); Ctrl-C ends it"),
                 highlight=False,
                 soft_wrap=True,
             )
@@ -83,8 +84,8 @@ def run(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "serve",
-        "Serve models over HTTP: /v1/completions, /v1/chat/completions and /v1/models as OpenAI's clients speak them, "
-        "/health, /metrics (Prometheus), /openapi.json.",
+        "Serve models over HTTP: a playground page at /; /v1/completions, /v1/chat/completions and /v1/models as "
+        "OpenAI's clients speak them; /health, /metrics (Prometheus), /openapi.json.",
         _EXAMPLE,
     )
     parser.add_argument(
@@ -178,4 +179,17 @@ def _open(address: str, arguments: argparse.Namespace) -> Served:
         created=int(path.stat().st_mtime),
         parameters=sum(array.size for array in opened.weights.values()),
         kv=arguments.kv,
+        policies=_measured(path / "studies" / "kv.csv"),
     )
+
+
+def _measured(figures: Path) -> dict[str, str]:
+    """The best cache policies of `bonsai study kv`, if there was one, and what they came to in words."""
+    if not figures.is_file():
+        return {}
+    with figures.open(encoding="utf-8", newline="") as lines:
+        best = [row for row in csv.DictReader(lines) if row.get("frontier") == "1"]
+    return {
+        row["policy"]: f"{float(row['bits_per_token']):.0f} bits a token, {float(row['added']):+.4f} nats"
+        for row in best
+    }

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from bonsaigpt.errors import GenerateError
 from bonsaigpt.generate.context import Overflow
-from bonsaigpt.sampling import Pattern, Sampling
+from bonsaigpt.sampling import Pattern, Sampling, log_probabilities
 
 __all__ = ["Completion", "Event", "Finish", "LogProb", "Request"]
 
@@ -57,6 +59,17 @@ class LogProb:
     """Of this token, in nats."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens and their log-probabilities, the likeliest first."""
+
+    @classmethod
+    def of(cls, logits_V: np.ndarray, token: int, top: int) -> LogProb:
+        """A token by the logits before it, and so many likeliest ones, of equals the first."""
+        logprobs = log_probabilities(logits_V)
+        best: list[int] = []
+        if top:
+            least = np.partition(logprobs, -top)[-top] if top < len(logprobs) else -np.inf
+            near = (logprobs >= least).nonzero()[0]  # a vocabulary of 50,000 is not sorted whole
+            best = near[np.argsort(-logprobs[near], kind="stable")][:top].tolist()
+        return cls(token, float(logprobs[token]), tuple((i, float(logprobs[i])) for i in best))
 
 
 @dataclass(frozen=True)

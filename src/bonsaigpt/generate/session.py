@@ -20,7 +20,7 @@ from bonsaigpt.generate.context import Context, check_lengths, read
 from bonsaigpt.generate.requests import Completion, Event, Finish, LogProb, Request
 from bonsaigpt.generate.speculation import Draft, Speculation
 from bonsaigpt.generate.text import TextStream
-from bonsaigpt.sampling import Chooser, choose_rows, log_probabilities
+from bonsaigpt.sampling import Chooser, choose_rows
 
 __all__ = ["Session"]
 
@@ -257,7 +257,8 @@ class Session:
         request = row.request
         row.made += 1
         row.context.append(token)
-        logprob = _report(logits_V[: self._vocab_size], token, request.logprobs)
+        top = request.logprobs
+        logprob = None if top is None else LogProb.of(logits_V[: self._vocab_size], token, top)
         if token in request.stop_tokens:
             return self._end(row, "stop_token", token=token, logprob=logprob)
         row.chooser.accept(token)
@@ -303,11 +304,3 @@ def _choose_one(chooser: Chooser, logits_V: np.ndarray, position: int) -> int | 
         return chooser.choose(logits_V, position=position)
     except GenerateError as error:
         return error
-
-
-def _report(logits_V: np.ndarray, token: int, top: int | None) -> LogProb | None:
-    if top is None:
-        return None
-    logprobs = log_probabilities(logits_V)
-    best = np.argsort(-logprobs, kind="stable")[:top].tolist() if top else []
-    return LogProb(token, float(logprobs[token]), tuple((i, float(logprobs[i])) for i in best))

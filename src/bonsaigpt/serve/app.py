@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bonsaigpt.generate.dialogue import Template
 from bonsaigpt.progress import Say, silent
-from bonsaigpt.serve import description, openai
+from bonsaigpt.serve import description, openai, playground
 from bonsaigpt.serve.desk import Desk, Gone
 from bonsaigpt.serve.limits import Limits
 from bonsaigpt.serve.metrics import Metrics
@@ -28,7 +28,7 @@ from bonsaigpt.serve.worker import Worker
 
 __all__ = ["make_app"]
 
-_OPEN = {"/health"}
+_OPEN = {"/health", *(route.path for route in playground.page_routes())}
 """Paths that need no key."""
 
 _HEADERS = [
@@ -79,6 +79,8 @@ def make_app(
         Route("/v1/models/{model:path}", openai.show_model),
         Route("/v1/completions", openai.completions, methods=["POST"]),
         Route("/v1/chat/completions", openai.chat, methods=["POST"]),
+        *playground.routes(),
+        *playground.page_routes(),
     ]
     handlers: Any = {Refused: _refused, HTTPException: _http_error, Gone: _gone}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)

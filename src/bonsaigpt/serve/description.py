@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bonsaigpt import __version__
+from bonsaigpt.serve.playground import AttentionRequest, NextRequest, ReadRequest, WriteRequest
 from bonsaigpt.serve.schemas import ChatRequest, CompletionRequest
 
 __all__ = ["openapi"]
@@ -74,6 +75,11 @@ def openapi() -> dict[str, Any]:
         "/v1/models/{model}": get("One model.", "401", "404", parameters=[name]),
         "/v1/completions": post("Go on with a text.", CompletionRequest),
         "/v1/chat/completions": post("Go on with a dialogue.", ChatRequest),
+        "/bonsai/models": get("All models, as the playground shows them.", "401"),
+        "/bonsai/read": post("The probability of each token of a text, and what the cache holds of it.", ReadRequest),
+        "/bonsai/next": post("What may come next, before and after the rules of sampling.", NextRequest),
+        "/bonsai/write": post("Go on with a text, token by token with its alternatives.", WriteRequest),
+        "/bonsai/attention": post("What each token takes of each earlier one, by layer and head.", AttentionRequest),
     }
     return {
         "openapi": "3.1.0",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +14,40 @@ from bonsaigpt.config import KVConfig, ModelConfig
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.engines import Decoder, Engine
 from bonsaigpt.errors import GenerateError, TokenizerError
-from bonsaigpt.generate import Session
+from bonsaigpt.generate import LogProb, Session
+from bonsaigpt.generate.context import check_lengths
 from bonsaigpt.generate.dialogue import Template
-from bonsaigpt.kv import read_policy
+from bonsaigpt.kv import full_bits_per_token, read_policy, state_bits
 from bonsaigpt.progress import Say, silent
 
-__all__ = ["Key", "Models", "Served"]
+__all__ = ["Key", "Models", "Reading", "Served"]
 
 Key = tuple[str, str]
-"""A model's name, and a cache policy in words; none of them are the server's own."""
+"""A model's name, and a cache policy in words; without words it is the server's own."""
+
+_SCRATCH = 8
+"""Decoders that are kept for reading texts."""
+_CHUNK = 64
+"""Tokens of a text that are read at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A text of T tokens that was read."""
+
+    logprobs: list[LogProb]
+    """Of each token; of the first nothing was foreseen, which is told as NaN."""
+    next_V: np.ndarray
+    """Logits after the last."""
+    bits: int
+    """Held of it by the cache."""
+    seconds: float
+
+    @property
+    def loss(self) -> float | None:
+        """Nats a token, of all but the first."""
+        rest = [p.logprob for p in self.logprobs[1:]]
+        return -sum(rest) / len(rest) if rest else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +75,10 @@ class Served:
             TokenizerError: a character that the model does not know.
         """
         return self.tokenizer.encode(text).tolist()
+
+    def policy(self, words: str) -> KVConfig | None:
+        """The cache policy that these words ask for; without words the model's own."""
+        return read_policy(words) if words else self.kv
 
     def piece(self, token: int) -> str:
         """What a token is called in an answer: its text, or its bytes where they are no text alone."""
@@ -126,24 +157,50 @@ class Models:
         rows = self.POLICY_ROWS if policy else self._rows
         return Session(self._decoder(key, rows, say), self.served[name].tokenizer)
 
-    def read(self, key: Key, tokens: list[int]) -> tuple[np.ndarray, Decoder]:
-        """Logits (T, V) after each token of a text, read as it would have been written, and the decoder that holds it.
+    def read(self, key: Key, tokens: Sequence[int], *, top: int = 0) -> Reading:
+        """A text as the model foresaw it, read as it would have been written.
+
+        Args:
+            top: how many of the likeliest tokens are told at each place.
 
         Raises:
             ConfigError: the policy cannot be, or not of this model.
-            GenerateError: the text is longer than the model's block, or no text.
+            GenerateError: no text, or one longer than the model's block.
         """
-        if key not in self._scratch:
-            if len(self._scratch) >= 8:
-                del self._scratch[next(iter(self._scratch))]
-            self._scratch[key] = self._decoder(key, 1)
-        decoder = self._scratch[key]
+        decoder = self._scratch.pop(key, None)
+        if decoder is None:
+            decoder = self._decoder(key, 1)
+        self._scratch[key] = decoder  # the last one used stands last
+        if len(self._scratch) > _SCRATCH:
+            del self._scratch[next(iter(self._scratch))]
+        served = self.served[key[0]]
+        check_lengths(len(tokens), 1, decoder.block_size, "error", None)
         decoder.truncate(0, 0)
-        vocab_size = self.served[key[0]].tokenizer.vocab_size
-        return decoder.verify(0, np.array(tokens))[:, :vocab_size], decoder
+        ids = np.array(tokens)
+        found = [LogProb(tokens[0], math.nan)]
+        logits_V = np.empty(0, dtype=np.float32)
+        began = time.perf_counter()
+        for start in range(0, len(ids), _CHUNK):  # logits of a long text and a large vocabulary would fill the memory
+            logits_TV = decoder.verify(0, ids[start : start + _CHUNK])[:, : served.tokenizer.vocab_size]
+            for place, logits_V in enumerate(logits_TV, start + 1):
+                if place < len(ids):
+                    found.append(LogProb.of(logits_V, tokens[place], top))
+        seconds = time.perf_counter() - began
+        policy = served.policy(key[1])
+        bits = decoder.bits()
+        if policy is None or policy.is_plain:  # that decoder has memory for a whole block
+            bits = full_bits_per_token(served.config) * len(tokens) + state_bits(served.config)
+        return Reading(logprobs=found, next_V=logits_V.copy(), bits=bits, seconds=seconds)
+
+    def maps(self, key: Key, tokens: Sequence[int]) -> np.ndarray:
+        """What each token takes of each earlier one, (L, H, T, T).
+
+        Raises:
+            ConfigError: the model has no such attention, or cannot have this policy.
+        """
+        served = self.served[key[0]]
+        return served.engine.attention_maps(served.model, np.array(tokens), served.policy(key[1]) or KVConfig())
 
     def _decoder(self, key: Key, rows: int, say: Say = silent) -> Decoder:
-        name, policy = key
-        model = self.served[name]
-        kv = read_policy(policy) if policy else model.kv
+        model, kv = self.served[key[0]], self.served[key[0]].policy(key[1])
         return model.engine.decoder(model.model, rows=rows, weights=self._weights, say=say, kv=kv)

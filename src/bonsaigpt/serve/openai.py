@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
@@ -24,7 +23,6 @@ from bonsaigpt import __version__
 from bonsaigpt.errors import BonsaiError
 from bonsaigpt.generate import LogProb, Request
 from bonsaigpt.generate.dialogue import Template
-from bonsaigpt.sampling import log_probabilities
 from bonsaigpt.serve.desk import Desk
 from bonsaigpt.serve.models import Served
 from bonsaigpt.serve.refusals import invalid
@@ -176,16 +174,7 @@ def _requests(
 async def _score(desk: Desk, model: Served, prompt: list[int], top: int) -> list[LogProb]:
     """The tokens of a prompt as the model foresaw them; of the first it foresaw nothing, which is told as NaN."""
 
-    def score() -> list[LogProb]:
-        logits_TV, _ = desk.models.read((model.name, ""), prompt)
-        found = [LogProb(prompt[0], math.nan)]
-        for token, logits_V in zip(prompt[1:], logits_TV[:-1], strict=True):
-            logprobs = log_probabilities(logits_V)
-            best = np.argsort(-logprobs, kind="stable")[:top].tolist()
-            found.append(LogProb(token, float(logprobs[token]), tuple((i, float(logprobs[i])) for i in best)))
-        return found
-
-    return await desk.worker.call(score)
+    return (await desk.worker.call(lambda: desk.models.read((model.name, ""), prompt, top=top))).logprobs
 
 
 # ------------------------------------------------------------------ answers

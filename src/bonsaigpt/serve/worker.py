@@ -46,6 +46,8 @@ class Job:
         self.began = time.perf_counter()
         self.begun = False
         """Whether there is a token."""
+        self.seconds = 0.0
+        """That steps of its session took while it was in them."""
         self._events: list[tuple[int, Event]] = []
         self._arrived = asyncio.Event()
 
@@ -216,6 +218,7 @@ class Worker:
         self._closing = True
 
     def _step(self, key: Key, session: Session) -> None:
+        began = time.perf_counter()
         try:
             events = session.step()
         except Exception:  # ours to mend; the clients' texts are lost, the server goes on
@@ -227,12 +230,15 @@ class Worker:
             events = [Event(number, finish="failed") for number in lost]
             if not key[1]:
                 self._sessions[key] = self.models.session(key)
+        seconds = time.perf_counter() - began
         told: list[tuple[Job, int, Event]] = []
         for event in events:
             if (found := self._jobs.get((key, event.request))) is not None:
                 told.append((*found, event))
                 if event.finish is not None:
                     del self._jobs[key, event.request]
+        for job in {found for found, _, _ in told}:
+            job.seconds += seconds
         if told:
             self._tell(lambda: self._deliver(told))
 

@@ -32,7 +32,7 @@ from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_plac
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.fit_mlp import fit_mlp
-from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader
+from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader, attention_maps
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import count_step
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
@@ -357,6 +357,10 @@ class TorchEngine:
     def reader(self, model: GPT, kv: KVConfig) -> PolicyReader:
         """Texts side by side through one cache policy; see ``bonsaigpt.engines.Reader``."""
         return PolicyReader(model, kv, placement=self.placement)
+
+    def attention_maps(self, model: GPT, tokens: np.ndarray, kv: KVConfig) -> np.ndarray:
+        """What tokens take of earlier ones, (L, H, T, T); see ``kv/decoder.py``."""
+        return attention_maps(model, kv, tokens, placement=self.placement)
 
     def rounded(self, model: GPT) -> GPT:
         """The model with what int8 keeps of its matrices: to evaluate what that costs."""

@@ -6,7 +6,7 @@ therefore what the cache held before the chunk, and the chunk up to the query's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 
 import torch
@@ -31,7 +31,9 @@ from bonsaigpt.torch_engine.kv.scores import Seen, kept, scorer
 from bonsaigpt.torch_engine.kv.store import Store
 from bonsaigpt.torch_engine.rope import rotation, temperature
 
-__all__ = ["PolicyCache", "bits_of"]
+__all__ = ["PolicyCache", "Watch", "bits_of"]
+
+Watch = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
 class PolicyCache(AttendingCache):
@@ -39,12 +41,14 @@ class PolicyCache(AttendingCache):
 
     Args:
         memory: see ``Store``: to measure losses faster.
+        watch: is told of every layer's attention: the layer, the true positions of what is held (1 or B, 1 or G, S) and
+            of the new tokens (T,), and what each query takes of each of both, (B, H, T, S + T).
 
     Raises:
         ConfigError: a model of this configuration cannot have this policy.
     """
 
-    def __init__(self, config: ModelConfig, kv: KVConfig, *, memory: bool = False) -> None:
+    def __init__(self, config: ModelConfig, kv: KVConfig, *, memory: bool = False, watch: Watch | None = None) -> None:
         try:
             kv.check(config)
         except ValueError as error:
@@ -52,7 +56,9 @@ class PolicyCache(AttendingCache):
         self.kv = kv
         turning = _Turning(config) if isinstance(config.position, RopePosition) else None
         self._share = [config.kv_source(layer) for layer in range(config.n_layer)]
-        self._layers = {layer: _Layer(config, kv.held(config, layer), turning, memory) for layer in config.kv_layers}
+        self._layers = {
+            layer: _Layer(config, kv.held(config, layer), turning, memory, watch) for layer in config.kv_layers
+        }
 
     @property
     def length(self) -> int:
@@ -138,8 +144,10 @@ class _Turning:
 class _Layer:
     """What one layer holds, and how it is attended to."""
 
-    def __init__(self, config: ModelConfig, policy: LayerPolicy, turning: _Turning | None, memory: bool) -> None:
-        self._policy, self._select, self._turning = policy, policy.select, turning
+    def __init__(
+        self, config: ModelConfig, policy: LayerPolicy, turning: _Turning | None, memory: bool, watch: Watch | None
+    ) -> None:
+        self._policy, self._select, self._turning, self._watch = policy, policy.select, turning, watch
         self._groups = config.n_kv_head
         widths = {"k": config.head_width, "v": config.head_width, "x": config.n_embd}
         forms = policy.formats
@@ -150,6 +158,7 @@ class _Layer:
         self._stores = {name: Store(form, width=widths[name], memory=memory) for name, form in forms.items()}
         self._scorer = scorer(policy.select)
         self._shared = self._scorer is None or self._scorer.shared or "x" in self._stores
+        self._old_BGS = torch.empty(0)  # where a layer is watched: the positions that its reader saw
         self._positions_BGS: Tensor | None = None  # int32; where they do not follow from the length
         self._scores_BGS: Tensor | None = None
         self._since = 0
@@ -205,6 +214,9 @@ class _Layer:
             y_BHTK = shares_BHTS @ wide_v.to(shares_BHTS.dtype)
         else:
             y_BHTK = self._look(attention, q_BHTK, shown)
+        if self._watch is not None:
+            self._old_BGS = old
+            self._tell(self._watch, attention, q_BHTK, shown)
 
         self._write(x_BTD, qk_BTHK[:, :, H:], k_BGTK if not slots else None, v_BGTK, new)
         self.length += T
@@ -219,7 +231,18 @@ class _Layer:
         here = torch.arange(S - T, S, device=x_BTD.device)
         if self._policy.positions != "slot":
             here = shown.slots_BS[0, -T:]
-        return self._look(attention, self._turned(q_BTHK, here[None, :, None]).transpose(1, 2), shown)
+        q_BHTK = self._turned(q_BTHK, here[None, :, None]).transpose(1, 2)
+        if self._watch is not None:
+            self._tell(self._watch, attention, q_BHTK, shown)
+        return self._look(attention, q_BHTK, shown)
+
+    def _tell(self, watch: Watch, attention: Attention, q_BHTK: Tensor, shown: Shown) -> None:
+        """What each query takes of what it sees."""
+        assert shown.slots_BS is not None
+        T = q_BHTK.shape[2]
+        mask, sinks = self._mask(attention, shown, T), attention.sinks
+        seen = shares(q_BHTK, shown.k_BGSK, mask, sinks_H=sinks, scale=attention.scale)
+        watch(attention.layer, self._old_BGS, shown.slots_BS[0, -T:], seen)
 
     def _look(self, attention: Attention, q_BHTK: Tensor, shown: Shown) -> Tensor:
         return attend(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bonsaigpt.config import KVConfig
 from bonsaigpt.errors import GenerateError
@@ -20,7 +21,7 @@ from bonsaigpt.torch_engine.kv.cache import PolicyCache, bits_of
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.rounding import Weights
 
-__all__ = ["PolicyDecoder", "PolicyReader"]
+__all__ = ["PolicyDecoder", "PolicyReader", "attention_maps"]
 
 _ENDLESS = 1 << 40
 """Block size of a row without an end."""
@@ -150,6 +151,31 @@ class PolicyDecoder:
                     f"row {row} has room for {self.block_size} tokens, {self.length(row) + count} are needed: shorten "
                     "the text or slide"
                 )
+
+
+def attention_maps(model: GPT, kv: KVConfig, tokens: np.ndarray, *, placement: Placement) -> np.ndarray:
+    """What each token takes of each earlier one, (L, H, T, T); read through a cache policy token by token, as in
+    decoding. Rows sum to 1, less what learned sinks take; what the policy has forgotten gets zeros.
+
+    Raises:
+        ConfigError: the model has no such attention, or cannot have this policy.
+    """
+    config, T = model.config, len(tokens)
+    maps_LHTT = np.zeros((config.n_layer, config.n_head, T, T), dtype=np.float32)
+
+    def watch(layer: int, old_BGS: Tensor, new_T: Tensor, shares_BHTS: Tensor) -> None:
+        shares_HTS = shares_BHTS[0].float().cpu().numpy()
+        old_GS, new = old_BGS[0].cpu().numpy(), new_T.cpu().numpy()
+        group = config.n_head // len(old_GS)
+        for head, shares_TS in enumerate(shares_HTS):
+            seen = np.concatenate([old_GS[head // group], new])
+            maps_LHTT[layer, head, new[:, None], seen] = shares_TS
+
+    cache = PolicyCache(config, kv, watch=watch)
+    step = T if kv.is_plain else 1
+    for start in range(0, T, step):
+        _read(model.eval(), placement, cache, tokens[None, start : start + step], every=False)
+    return maps_LHTT
 
 
 @torch.inference_mode()
