@@ -18,7 +18,9 @@ from common import Summary, finish, guarded, interleave, machine, parser, positi
 from torch import Tensor
 from torch.nn import functional as F
 
-from bonsaigpt.structure import Dense, Kronecker, LowRank, Structure
+from bonsaigpt.config import validate
+from bonsaigpt.structure import Dense, Kronecker, LowRank, Structure, structures
+from bonsaigpt.torch_engine.experts import Experts
 from bonsaigpt.torch_engine.linear import Linear
 
 DENSE, SMALLER = "dense", "4x smaller, {0}x{0} (x) 4x1"
@@ -55,14 +57,24 @@ class MLP(torch.nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x)))
 
 
-def _train(mlp: MLP, x: Tensor) -> float:
+def experts(width: int) -> Experts:
+    """Four of the dense MLPs, of which each token meets two."""
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": width, "vocab_size": 1, "mlp": {"kind": "moe"}}
+    config = validate({"model": sizes}, origin="structured_speed").model
+    made = Experts(config, 0, structures(config))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return made
+
+
+def _train(mlp: torch.nn.Module, x: Tensor) -> float:
     began = time.process_time()
     mlp(x).sum().backward()
     return time.process_time() - began
 
 
 @torch.inference_mode()
-def _decode(mlp: MLP, x: Tensor) -> float:
+def _decode(mlp: torch.nn.Module, x: Tensor) -> float:
     began = time.process_time()
     for _ in range(_DECODED):
         mlp(x[:1])
@@ -72,7 +84,8 @@ def _decode(mlp: MLP, x: Tensor) -> float:
 def _main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    mlps = {name: MLP(*pair) for name, pair in kinds(arguments.width).items()}
+    mlps: dict[str, torch.nn.Module] = {name: MLP(*pair) for name, pair in kinds(arguments.width).items()}
+    mlps["4 dense experts, 2 active"] = experts(arguments.width)
     x = torch.randn(arguments.tokens, arguments.width, requires_grad=True)
     works = {f"{arguments.tokens:,} tokens, forward and backward": _train, "one token": _decode}
     times: dict[tuple[str, str], list[float]] = {(work, name): [] for work in works for name in mlps}

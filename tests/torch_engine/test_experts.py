@@ -261,3 +261,22 @@ def test_a_compiled_step_is_the_same() -> None:
     plain, _ = Learner(model)(TOKENS, TOKENS)
     fused, _ = torch.compile(Learner(model), fullgraph=True)(TOKENS, TOKENS)
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_recomputing_changes_no_gradient() -> None:
+    """The balancing loss leaves a block beside its output, so what is computed again must reach it too."""
+    model = build(experts(structure=SHARED_OF_FOUR), seed=3)
+    found: dict[bool, list[Tensor]] = {}
+    for model.recompute in (False, True):
+        objective, _ = Learner(model)(TOKENS, TOKENS)
+        found[model.recompute] = list(torch.autograd.grad(objective, list(model.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(found[False], found[True], strict=True))
+
+
+def test_bf16_autocast_stays_near() -> None:
+    model = build(experts(), seed=3).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        narrow = model(TOKENS)
+    wide = model(TOKENS)
+    # Each product rounds to 2^-9, a dozen of them in a row; and a token between two experts may meet another one.
+    assert (narrow.float() - wide).abs().max() < 0.05 * wide.abs().max()

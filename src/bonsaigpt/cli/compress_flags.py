@@ -106,13 +106,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the new run (default: the run's own and -compressed)")
 
 
-def _target(text: str) -> float:
-    """For argparse: a share or a count."""
+def _number(text: str) -> float:
+    """Not below 0 and finite; -1 of anything else."""
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf") or (value >= 1 and value != int(value)):
+        return -1.0
+    return value if 0 <= value < float("inf") else -1.0
+
+
+def _target(text: str) -> float:
+    """For argparse: a share or a count."""
+    value = _number(text)
+    if value <= 0 or (value >= 1 and value != int(value)):
         raise argparse.ArgumentTypeError(f"'{text}' is no target: use a share such as 0.5, or a count such as 400000")
     return value
 
@@ -120,22 +126,16 @@ def _target(text: str) -> float:
 def _size(text: str) -> int:
     """For argparse: bytes."""
     factor = {"k": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:], 1)
-    try:
-        value = float(text if factor == 1 else text[:-1]) * factor
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
+    value = _number(text if factor == 1 else text[:-1]) * factor
+    if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no size: use bytes, e.g. 1500000 or 1.5M")
     return int(value)
 
 
 def _nats(text: str) -> float:
     """For argparse: an amount of loss."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
+    value = _number(text)
+    if value < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no loss: use nats a token from 0 on, e.g. 0.02")
     return value
 

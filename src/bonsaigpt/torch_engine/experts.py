@@ -55,8 +55,8 @@ class Experts(MLP):
         x_JSD = room.index_copy(0, places_N, x_ND.repeat_interleave(self.active, dim=0)).unflatten(0, (-1, size))
         gate_JSF = self._inner(self.c_gate, x_JSD, experts_J) if self.kind == "swiglu" else None
         h_JSF = self.bend(self._inner(self.c_fc, x_JSD, experts_J), gate_JSF)
-        outer_EFD = dense(self.c_proj.weight).unflatten(1, (self.experts, -1)).permute(1, 2, 0)
-        y_JSD = h_JSF @ _picked(outer_EFD, experts_J)
+        outer_EDF = dense(self.c_proj.weight).unflatten(1, (self.experts, -1)).transpose(0, 1)
+        y_JSD = _products(h_JSF, outer_EDF, experts_J)
         y_BTKD = y_JSD.flatten(0, 1).index_select(0, places_N).view(*chosen.shape, -1)
         picked = probabilities_BTE.gather(-1, chosen)
         shares = picked / picked.sum(dim=-1, keepdim=True).detach()
@@ -66,7 +66,7 @@ class Experts(MLP):
     def _inner(self, linear: Linear, x_JSD: Tensor, experts_J: Tensor) -> Tensor:
         """D -> F of each block's expert."""
         weight_EFD = dense(linear.weight).unflatten(0, (self.experts, -1))
-        h_JSF = x_JSD @ _picked(weight_EFD, experts_J).mT
+        h_JSF = _products(x_JSD, weight_EFD, experts_J)
         return h_JSF if linear.bias is None else h_JSF + linear.bias.view(self.experts, -1)[experts_J][:, None]
 
     def units(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,8 +80,9 @@ class Experts(MLP):
 
 def blocks(experts_N: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
     """Where each of N tokens stands among blocks of one expert each: its row; the expert of each of J blocks; and the
-    rows of a block. There are as many blocks as the worst case takes: rows that nobody stands in are computed for
-    nothing, a half more at most, and three copies of every expert's weights are made."""
+    rows of a block. There are as many blocks as the worst case takes: rows that nobody stands in, up to a half
+    more, are computed for nothing, and while training every expert's weights are copied up to five times. Smaller
+    blocks waste fewer rows and copy more: at half this size a step took as long (CPU)."""
     tokens = len(experts_N)
     size = 1 << max(tokens // (2 * count), 1).bit_length() - 1
     is_its_NE = experts_N[:, None] == torch.arange(count, device=experts_N.device)
@@ -104,9 +105,13 @@ def unevenness(probabilities_BTE: Tensor, chosen: Tensor) -> Tensor:
     return E * (f_BE * probabilities_BTE.mean(dim=1)).sum(dim=-1)
 
 
-def _picked(weights_E: Tensor, experts_J: Tensor) -> Tensor:
-    """Of each block its expert's matrix."""
-    if not torch.is_grad_enabled():
-        return weights_E[experts_J]
-    # Indexing adds gradients up in whatever order threads come; an embedding in a fixed one.
-    return F.embedding(experts_J, weights_E.flatten(1)).unflatten(1, weights_E.shape[1:])
+def _products(x_JSI: Tensor, weights_EOI: Tensor, experts_J: Tensor) -> Tensor:
+    """``x @ weight.T`` of each block with the weight of its expert, (J, S, O)."""
+    if torch.is_grad_enabled():
+        # Indexing adds gradients up in whatever order threads come; an embedding in a fixed one.
+        own_JOI = F.embedding(experts_J, weights_EOI.flatten(1)).unflatten(1, weights_EOI.shape[1:])
+    elif experts_J.device.type == "cpu":  # nobody waits for the numbers here, and no weight is copied
+        return torch.stack([x @ weights_EOI[e].T for x, e in zip(x_JSI, experts_J.tolist(), strict=True)])
+    else:
+        own_JOI = weights_EOI[experts_J]
+    return x_JSI @ own_JOI.mT
