@@ -142,7 +142,7 @@ def _factor_params(name: str, structure: Structure, role: Role, std: float) -> l
     """The parameters that a weight is stored as. Normal values of the factors are alike in size, and the elements of
     their product, sums of so many terms, have ``std``. If that is 0 only the last factor is: of zeros alone no gradient
     would ever come."""
-    normal = [factor.name for factor in structure.factors if factor.init == "normal"]
+    normal = [factor.name for factor in structure.factors if factor.init == "normal" and factor.std is None]
     each = ((std or 0.02) / math.sqrt(structure.terms)) ** (1 / len(normal))
     found: list[Param] = []
     for factor in structure.factors:
@@ -153,8 +153,8 @@ def _factor_params(name: str, structure: Structure, role: Role, std: float) -> l
                 name=factor.key(name),
                 shape=factor.shape,
                 init="zeros" if is_zero else factor.init,
-                std=each if factor.init == "normal" and not is_zero else 0.0,
-                decay=0.0 if factor.init == "ones" else 1.0 if factor.init == "zeros" else 1.0 / len(normal),
+                std=0.0 if factor.init != "normal" or is_zero else each if factor.std is None else factor.std,
+                decay=0.0 if factor.init == "ones" else 1.0 / len(normal) if factor.name in normal else 1.0,
                 role=own,
                 weight=name,
             )

@@ -104,3 +104,38 @@ def test_bad_input_writes_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert [p.name for p in Path("runs").iterdir()] == ["tiny"]
+
+
+def test_adapters_are_merged_or_kept_beside_the_base(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = task(Path("task.jsonl"))
+    flags = ["--template", "{ask}{say}", "--label-tokens", "--train.steps", 8, "--train.batch_size", 16]
+    assert bonsai("finetune", "tiny", "--data", data, *flags, "--adapter", "lora", "--rank", 2, "--name", "small") == 0
+    assert "of them trained (" in capsys.readouterr().out
+    run = RunDirectory.open(Path("runs/small"))
+    assert {s.kind for s in run.config.model.structure.values()} == {"lora"}
+    assert bonsai("adapter", "merge", "small", "--name", "merged") == 0
+    assert bonsai("adapter", "save", "small") == 0
+    assert bonsai("adapter", "apply", "tiny", "small.safetensors", "--name", "again") == 0
+    assert Path("small.safetensors").stat().st_size < 4 * 3536  # a header of some kB is much beside so few weights
+    found = []
+    for name in ("small", "merged", "again"):
+        capsys.readouterr()
+        assert bonsai("eval", name, "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    small, merged, again = found
+    assert again["loss"] == small["loss"]
+    assert merged["loss"] == pytest.approx(small["loss"], abs=1e-5)
+    assert not RunDirectory.open(Path("runs/merged")).config.model.structure
+    assert bonsai("train", "merged", "--resume", "--train.steps", 1) == 0
+    for words, message in (
+        (["finetune", "tiny", "--data", data, "--template", "{ask}{say}", "--adapt", "*"], "say which kind"),
+        (["finetune", "small", "--data", data, *flags, "--adapter", "lora"], "made of factors already"),
+        (["adapter", "merge", "tiny"], "no adapters to merge"),
+        (["adapter", "apply", "tiny"], "a base and a file"),
+        (["adapter", "save", "tiny"], "give it with --base"),
+        (["adapter", "save", "small"], "exists already"),
+        (["adapter", "apply", "small", "small.safetensors", "--name", "x"], "trained on other weights"),
+    ):
+        assert bonsai(*words) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("runs/x").exists()

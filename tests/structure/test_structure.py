@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from bonsaigpt.config import (
+    DoraStructure,
     KroneckerColumnsStructure,
     KroneckerStructure,
+    LokrStructure,
+    LoraStructure,
     LowRankStructure,
     ModelConfig,
     MonarchStructure,
@@ -25,6 +28,9 @@ SETTINGS: dict[str, WeightStructure] = {
     "kronecker+sparse": KroneckerColumnsStructure(a_shape=(6, 2), terms=2, columns=(7, 1, 4)),
     "lowrank": LowRankStructure(rank=5),
     "monarch": MonarchStructure(a_shape=(6, 4), rank=2),
+    "lora": LoraStructure(rank=3, alpha=6.0),
+    "dora": DoraStructure(rank=2),
+    "lokr": LokrStructure(a_shape=(6, 4), terms=2),
 }
 OUT, INTO = 24, 16
 

@@ -20,6 +20,8 @@ __all__ = ["finetuned_config", "frozen", "layerwise", "tokenizer_with"]
 
 _SHARE = 0.3
 """Of the learning rates that the model was trained with."""
+_ADAPTER_RATE = 2e-3
+"""Of AdamW; small changes take larger steps than whole weights (Hu et al. 2021, appendix D)."""
 _WARMUP = 0.1
 """Share of the steps."""
 _LABELS = 10_000
@@ -74,6 +76,7 @@ def finetuned_config(
     steps: int,
     scales: dict[str, float],
     exact: bool,
+    adapters: bool = False,
 ) -> RunConfig:
     """The configuration of a run that tunes a model for so many steps.
 
@@ -83,14 +86,17 @@ def finetuned_config(
     Args:
         scales: factors on learning rates by parameter name, on top of those of ``base``.
         exact: keep the checkpoint with most answers right, not the one with the lowest loss.
+        adapters: these alone are trained: by AdamW, at a rate of their own.
     """
     optim: dict[str, Any] = {
         "lr": base.optim.lr * _SHARE,
-        "lr_scale": base.optim.lr_scale | scales,
+        "lr_scale": {glob: s for glob, s in base.optim.lr_scale.items() if s > 0} | scales,
         "schedule": {"kind": "linear", "warmup": round(steps * _WARMUP), "final": 0.0},
         "distill": {"kind": "none"},
     }
-    if base.optim.matrices.kind == "muon":
+    if adapters:
+        optim |= {"lr": _ADAPTER_RATE, "matrices": {"kind": "adamw"}}
+    elif base.optim.matrices.kind == "muon":
         optim["matrices"] = base.optim.matrices.model_dump() | {"lr": base.optim.matrices.lr * _SHARE}
         optim["matrices"]["precision"] = "auto"
     train: dict[str, Any] = {

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bonsaigpt import __version__
 from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, tokenizer_with
+from bonsaigpt.adapt.adapters import ADAPTERS_ALONE, adapted_model, adapted_names
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory
 from bonsaigpt.cli import train
 from bonsaigpt.cli.common import (
@@ -19,6 +20,7 @@ from bonsaigpt.cli.common import (
     Parser,
     add_settings,
     check_run_name,
+    count_from,
     number_above_zero,
     open_model,
     runs_folder,
@@ -32,7 +34,7 @@ from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.spec import parameter_count, parameters
 from bonsaigpt.train import start_state
-from bonsaigpt.units import named
+from bonsaigpt.units import named, size
 
 __all__ = ["run"]
 
@@ -101,6 +103,21 @@ def _parser() -> Parser:
         metavar="X",
         help="factor on the learning rate for each block further from the end (default: 1.0)",
     )
+    tuning.add_argument(
+        "--adapter",
+        choices=["lora", "dora", "lokr"],
+        help="train small changes beside frozen weights: low rank, with lengths of rows apart, Kronecker products "
+        "(default: the weights themselves)",
+    )
+    tuning.add_argument(
+        "--rank", type=count_from(1), default=8, metavar="N", help="of adapters; of lokr its products (default: 8)"
+    )
+    tuning.add_argument(
+        "--adapt",
+        action="append",
+        metavar="GLOB",
+        help="weights that get one; repeatable (default: those of the blocks, and with new tokens the head)",
+    )
     tuning.add_argument("--dropout", type=float, metavar="P", help="another rate of dropout (default: the model's)")
     tuning.add_argument("--name", help="name of the new run (default: the run's, and -tuned)")
     runs_folder(parser)
@@ -127,14 +144,22 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     tokenizer = tokenizer_with(opened.tokenizer, labels)
     model, weights = _model(opened, arguments, tokenizer.vocab_size, base.seed)
     scales = layerwise(model, arguments.layer_decay) if arguments.layer_decay != 1.0 else {}
+    if arguments.adapter is not None:
+        new_tokens = tokenizer.vocab_size > opened.tokenizer.vocab_size
+        names = adapted_names(model, arguments.adapt or _adapted(model, new_tokens))
+        model, weights = adapted_model(model, weights, names, arguments.adapter, arguments.rank, seed=base.seed)
+        scales |= ADAPTERS_ALONE
+    elif arguments.adapt:
+        raise ConfigError("--adapt says which weights get an adapter: say which kind with --adapter lora")
     scales |= frozen(model, arguments.freeze or ())
 
     def config_for(steps: int, exact: bool) -> RunConfig:
-        return with_overrides(finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact), overrides)
+        alone = arguments.adapter is not None
+        tuned = finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact, adapters=alone)
+        return with_overrides(tuned, overrides)
 
-    examples = example_batches(
-        data, seed=base.seed, plan=BatchPlan.of(config_for(1, False)), say=say, tokenizer=tokenizer
-    )
+    plan = BatchPlan.of(config_for(1, False))
+    examples = example_batches(data, seed=base.seed, plan=plan, tokenizer=tokenizer)
     steps = max(1, math.ceil(arguments.epochs * len(examples.rows) / examples.plan.batch_size))
     config = config_for(steps, examples.exact_match)
     _tell_parameters(config, say)
@@ -161,6 +186,12 @@ def _model(opened: Opened, arguments: argparse.Namespace, tokens: int, seed: int
     return config, weights
 
 
+def _adapted(model: ModelConfig, new_tokens: bool) -> list[str]:
+    """The weights that get adapters if nothing is said. Rows of new tokens begin at random, so the head must learn."""
+    head = "transformer.wte.weight" if model.tie_embeddings else "lm_head.weight"
+    return ["transformer.h.*", *([head] if new_tokens else [])]
+
+
 def _dumped(config: ModelConfig) -> dict[str, Any]:
     return config.model_dump(exclude_none=True, exclude={"preset"})
 
@@ -171,4 +202,9 @@ def _tell_parameters(config: RunConfig, say: Any) -> None:
     trained = sum(p.size for p in table)
     if not trained:
         raise ConfigError("--freeze leaves nothing to train: freeze less")
-    say(f"{named(total, 'parameter')}, {trained:,} of them trained ({trained / total:.1%})")
+    muon = config.optim.matrices.kind == "muon"
+    state = sum(p.size * (1 if muon and p.role == "matrix" else 2) for p in table)
+    say(
+        f"{named(total, 'parameter')}, {trained:,} of them trained ({trained / total:.1%}), with "
+        f"{size(4 * (trained + state))} of gradients and optimizer's state"
+    )

@@ -17,8 +17,11 @@ from bonsaigpt.config.base import Config
 
 __all__ = [
     "DenseStructure",
+    "DoraStructure",
     "KroneckerColumnsStructure",
     "KroneckerStructure",
+    "LokrStructure",
+    "LoraStructure",
     "LowRankStructure",
     "MonarchStructure",
     "NarrowStructure",
@@ -119,6 +122,46 @@ class MonarchStructure(Config):
             raise ValueError(f"rank = {self.rank} for {name}: slices are {m1} x {into // n1}, so use at most {most}")
 
 
+class LoraStructure(Config):
+    """A dense matrix and a low-rank change of it, W + alpha / rank U V (Hu et al. 2021): U begins at zero."""
+
+    kind: Literal["lora"] = "lora"
+    """Which structure."""
+    rank: int = Field(default=8, ge=1)
+    """Columns of U and rows of V."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """Scale of the change, over its rank."""
+
+    def check(self, name: str, out: int, into: int) -> None:
+        """Raise ``ValueError`` if the weight ``name`` of (out, into) cannot be so."""
+        LowRankStructure(rank=self.rank).check(name, out, into)
+
+
+class DoraStructure(LoraStructure):
+    """LoRA whose rows keep the length that the matrix had, times a trained factor each (Liu et al. 2024)."""
+
+    kind: Literal["dora"] = "dora"  # type: ignore[assignment]
+    """Which structure."""
+
+
+class LokrStructure(Config):
+    """A dense matrix and a change of it by Kronecker products, W + alpha / terms (A_1 (x) B_1 + ...) (Edalati et al.
+    2022, KronA; LyCORIS): B begins at zero."""
+
+    kind: Literal["lokr"] = "lokr"
+    """Which structure."""
+    a_shape: tuple[int, int]
+    """Rows and columns of each A: divisors of the weight's outputs and inputs. B has what is left."""
+    terms: int = Field(default=1, ge=1)
+    """Products in the sum."""
+    alpha: float = Field(default=1.0, gt=0.0)
+    """Scale of the change, over the number of products."""
+
+    def check(self, name: str, out: int, into: int) -> None:
+        """Raise ``ValueError`` if the weight ``name`` of (out, into) cannot be so."""
+        KroneckerStructure(a_shape=self.a_shape, terms=self.terms).check(name, out, into)
+
+
 class NarrowStructure(Config):
     """An MLP with fewer hidden units: not a structure of one weight, but of all that meet in its hidden layer. Its
     name is the MLP's, e.g. ``transformer.h.0.mlp``; the narrower weights may be structured in their turn."""
@@ -130,7 +173,14 @@ class NarrowStructure(Config):
 
 
 WeightStructure: TypeAlias = (
-    DenseStructure | KroneckerStructure | KroneckerColumnsStructure | LowRankStructure | MonarchStructure
+    DenseStructure
+    | KroneckerStructure
+    | KroneckerColumnsStructure
+    | LowRankStructure
+    | MonarchStructure
+    | LoraStructure
+    | DoraStructure
+    | LokrStructure
 )
 """Of one weight."""
 StructureConfig = Annotated[WeightStructure | NarrowStructure, Field(discriminator="kind")]

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from bonsaigpt.config import (
     DenseStructure,
+    DoraStructure,
     ExpertsMLP,
     KroneckerColumnsStructure,
     KroneckerStructure,
+    LokrStructure,
+    LoraStructure,
     LowRankStructure,
     ModelConfig,
     MonarchStructure,
@@ -22,6 +26,7 @@ from bonsaigpt.config import (
     WeightStructure,
     hidden_side,
 )
+from bonsaigpt.structure.adapted import Adapted
 from bonsaigpt.structure.base import MATERIALISED, Arrays, Factor, Product, Structure
 from bonsaigpt.structure.columns import KroneckerColumns
 from bonsaigpt.structure.dense import Dense
@@ -31,6 +36,7 @@ from bonsaigpt.structure.monarch import Monarch
 
 __all__ = [
     "MATERIALISED",
+    "Adapted",
     "Arrays",
     "Dense",
     "Factor",
@@ -59,6 +65,12 @@ def make(setting: WeightStructure, out: int, into: int) -> Structure:
             return LowRank(out, into, setting.rank)
         case MonarchStructure():
             return Monarch(out, into, setting.a_shape, setting.rank)
+        case LoraStructure():  # DoRA too
+            delta = LowRank(out, into, setting.rank)
+            return Adapted(out, into, delta, setting.alpha / setting.rank, isinstance(setting, DoraStructure))
+        case LokrStructure():
+            products = Kronecker(out, into, setting.a_shape, setting.terms, scalers=False)
+            return Adapted(out, into, products, setting.alpha / setting.terms)
         case DenseStructure():
             return Dense(out, into)
 
@@ -85,7 +97,9 @@ def at_work(config: ModelConfig) -> dict[str, Structure]:
     for name, structure in made.items():
         if (side := hidden_side(name)) is None:
             continue
-        changes = {"out": part(structure.out)} if side == 0 else {"into": part(structure.into)}
+        changes: dict[str, Any] = {"out": part(structure.out)} if side == 0 else {"into": part(structure.into)}
+        if isinstance(structure, Adapted):
+            changes["delta"] = replace(structure.delta, **changes)
         made[name] = replace(structure, **changes)
         if isinstance(structure, Kronecker | Monarch):
             m1, n1 = structure.a_shape

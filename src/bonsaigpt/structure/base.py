@@ -27,6 +27,8 @@ class Factor:
     shape: tuple[int, ...]
     init: Literal["normal", "ones", "zeros"] = "normal"
     """Fresh values. Normal ones are scaled so that the product of all has the variance of a dense matrix."""
+    std: float | None = None
+    """Standard deviation of fresh normal values, where it does not follow from that of the product."""
     matrix: bool = False
     """Whether it is a map between activations by itself, which Muon may orthogonalise."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bonsaigpt.structure import MATERIALISED, Kronecker, KroneckerColumns, LowRank, Monarch, Structure
+from bonsaigpt.structure import MATERIALISED, Adapted, Kronecker, KroneckerColumns, LowRank, Monarch, Structure
 
 __all__ = ["FactoredWeight", "Weight", "dense", "new_weight"]
 
@@ -28,7 +28,8 @@ class FactoredWeight(nn.Module):
         """How it is applied; None: by whichever order takes the fewest operations for the batch at hand."""
         self._cheapest, self._materialise_from = structure.cheapest, structure.materialise_from
         for factor in structure.factors:
-            self.register_parameter(factor.name, nn.Parameter(torch.empty(factor.shape)))
+            if "." not in factor.name:  # else it is of a part that registers it
+                self.register_parameter(factor.name, nn.Parameter(torch.empty(factor.shape)))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ W.T`` over the last axis."""
@@ -65,6 +66,8 @@ def new_weight(structure: Structure) -> nn.Parameter | FactoredWeight:
             return _LowRankWeight(structure)
         case Monarch():
             return _MonarchWeight(structure)
+        case Adapted():
+            return _AdaptedWeight(structure)
         case _:
             return nn.Parameter(torch.empty(structure.out, structure.into))
 
@@ -160,3 +163,33 @@ class _MonarchWeight(FactoredWeight):
         left = self.L.reshape(m2, -1, n1, r).norm(dim=1)
         right = self.R.reshape(n1, m2, r, n2).norm(dim=-1).transpose(0, 1)
         return torch.stack([left.flatten(), right.flatten()])
+
+
+class _AdaptedWeight(FactoredWeight):
+    base: Tensor
+    magnitude: Tensor
+    delta: FactoredWeight
+
+    def __init__(self, structure: Adapted) -> None:
+        super().__init__(structure)
+        delta = new_weight(structure.delta)
+        assert isinstance(delta, FactoredWeight)
+        self.delta = delta
+
+    def _changed(self) -> Tensor:
+        return self.base + self.structure.scale * self.delta.dense()
+
+    def _lengths(self, changed: Tensor) -> Tensor:
+        """Factors of the rows. The length of the changed rows counts as a constant (Liu et al. 2024, section 4.3)."""
+        return self.magnitude * (self.base.detach().norm(dim=1) / changed.detach().norm(dim=1))
+
+    def multiply(self, x_TI: Tensor, order: str) -> Tensor:
+        y_TO = F.linear(x_TI, self.base) + self.structure.scale * self.delta(x_TI)
+        return y_TO * self._lengths(self._changed()) if self.structure.magnitude else y_TO
+
+    def dense(self) -> Tensor:
+        changed = self._changed()
+        return changed * self._lengths(changed)[:, None] if self.structure.magnitude else changed
+
+    def term_norms(self) -> Tensor:
+        return self.delta.term_norms()

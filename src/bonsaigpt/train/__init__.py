@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any
 
 from bonsaigpt.train.events import Outcome
-from bonsaigpt.train.loop import last_checkpoint, start_state, train
+from bonsaigpt.train.loop import last_checkpoint, start_state, state_before, train
 
-__all__ = ["Outcome", "last_checkpoint", "start_state", "train"]
+__all__ = ["Outcome", "last_checkpoint", "start_state", "state_before", "train"]
 
 
 class _Callable(ModuleType):

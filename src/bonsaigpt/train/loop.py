@@ -44,7 +44,7 @@ from bonsaigpt.train.memory import peak_memory_mb
 from bonsaigpt.train.schedule import learning_rate, schedule_share
 from bonsaigpt.train.watch import LOOK, Watch, diagnosis, nothing_learned
 
-__all__ = ["last_checkpoint", "start_state", "train"]
+__all__ = ["last_checkpoint", "start_state", "state_before", "train"]
 
 
 def train(
@@ -73,6 +73,11 @@ def train(
 
 def start_state(source: BatchSource) -> dict[str, Any]:
     """The ``state.json`` of a run that has not taken a step."""
+    return state_before(source.fingerprint)
+
+
+def state_before(data: str) -> dict[str, Any]:
+    """The ``state.json`` of a run that has not taken a step, on data of that fingerprint."""
     return {
         "step": 0,
         "tokens": 0,
@@ -84,7 +89,7 @@ def start_state(source: BatchSource) -> dict[str, Any]:
         "keep": False,
         "rollbacks": 0,
         "watch": None,
-        "data": source.fingerprint,
+        "data": data,
     }
 
 
