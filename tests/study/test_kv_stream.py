@@ -10,7 +10,7 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import contiguous, cut
-from bonsaigpt.study.kv import Bench
+from bonsaigpt.study.kv import Bench, Subject
 from bonsaigpt.study.statistics import slope
 from bonsaigpt.train.schedule import schedule_share
 
@@ -41,7 +41,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     for step in range(config.train.steps):
         engine.step(state, source.batch_at(step), config=config, share=schedule_share(config, step), step=step)
     streams = cut(contiguous(source), 24, 17 * BLOCK)
-    bench = Bench(engine, engine.model_of(state), config.model, streams, chunk=1)
+    bench = Bench(engine, Subject(label="", model=engine.model_of(state), config=config.model), streams, chunk=1)
     bench.refer(windows=True, advance=lambda *_: None)
     return bench
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bonsaigpt.config import KVConfig
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
-from bonsaigpt.measure.kv import cut
-from bonsaigpt.study.kv import Bench, KVPoint, frontier, policies
-from bonsaigpt.study.kv_page import KVStudy, write_kv
+from bonsaigpt.measure.kv import cut, read_windows
+from bonsaigpt.study.kv import OWN, Bench, KVPoint, Subject, frontier, policies, variant_policies
+from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import search
 from bonsaigpt.study.statistics import bootstrap
 from bonsaigpt.torch_engine.kv.cache import PolicyCache
@@ -23,13 +24,14 @@ from tests.torch_engine.decoders import model_of
 from tests.torch_engine.variants import variant
 
 MODEL = model_of("modern", block_size=8)
+BASE = Subject(label="runs/base", model=MODEL, config=MODEL.config)
 IDS = np.random.default_rng(0).integers(0, 17, 400)
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     engine = load_engine("torch", device="cpu", precision="fp32", threads=1)
-    bench = Bench(engine, MODEL, MODEL.config, cut(IDS, 6, 40), chunk=1)
+    bench = Bench(engine, BASE, cut(IDS, 6, 40), chunk=1)
     bench.refer(windows=True, advance=lambda *_: None)
     return bench
 
@@ -67,7 +69,7 @@ def test_an_exact_policy_adds_nothing_and_a_coarse_one_does(bench: Bench) -> Non
 
 
 def point(bits: float, added: float) -> KVPoint:
-    return KVPoint(policy="", bits=bits, factor=1, loss=0, added=added, low=0, high=0, kl=0, kl_99=0, agree=1,
+    return KVPoint(model="", policy="", bits=bits, factor=1, loss=0, added=added, low=0, high=0, kl=0, kl_99=0, agree=1,
                    by_position=[], slope=0, slope_margin=0)  # fmt: skip
 
 
@@ -115,7 +117,8 @@ def test_the_search_goes_down_to_its_limit_and_no_further() -> None:
 
 def test_the_page_the_table_and_their_commands(bench: Bench, tmp_path: Path) -> None:
     points = [bench.measure(read_policy(words)) for words in ("window(8), int8", "window(4)+random(2), bf16")]
-    study = KVStudy(label="runs/it's@9", block=8, tokens=bench.tokens, chunk=1, references=bench.references,
+    points += [replace(points[0], model="runs/it's@9", high=0.0), replace(points[0], model="runs/lean", policy=OWN)]
+    study = KVStudy(label="runs/base", block=8, tokens=bench.tokens, chunk=1, references=bench.references,
                     best=bench.best, points=points)  # fmt: skip
     page, image, table = write_kv(study, tmp_path)
     assert image.read_bytes().startswith(b"\x89PNG")
@@ -123,9 +126,11 @@ def test_the_page_the_table_and_their_commands(bench: Bench, tmp_path: Path) -> 
     assert "<svg" in html
     assert "<script" not in html
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-    for row, p in zip(rows, points, strict=True):
+    assert shlex.split(rows.pop()["command"]) == ["bonsai", "eval", "runs/lean"]
+    assert "+0.01 nats, the interval included: by training, " in study.verdict
+    for row, p in zip(rows, points, strict=False):
         words = shlex.split(row["command"])
-        assert words[:4] == ["bonsai", "eval", "runs/it's", "--kv"]
+        assert words[:4] == ["bonsai", "eval", p.model.removesuffix("@9"), "--kv"]
         assert read_policy(words[4]) == replace_chunk(p.policy)
         assert float(row["added"]) == pytest.approx(p.added, rel=1e-4)
     assert write_kv(replace(study, points=points[:1]), tmp_path)
@@ -133,3 +138,49 @@ def test_the_page_the_table_and_their_commands(bench: Bench, tmp_path: Path) -> 
 
 def replace_chunk(policy: str) -> KVConfig:
     return read_policy(policy).model_copy(update={"chunk": 1})
+
+
+# ------------------------------------------------------------------ variants
+
+
+def subject(name: str, label: str, trained: str | None = None, **changes: object) -> Subject:
+    model = model_of(name, block_size=8, **changes)
+    kv = None if trained is None else read_policy(trained)
+    return Subject(label=label, model=model, config=model.config, trained=kv)
+
+
+def test_variants_are_held_against_the_same_reference_and_the_same_bits() -> None:
+    """Bits by hand: of the base's 3 layers of 2 heads of 8; the variant shares one head between two layers; and a model
+    that keeps as much as the base, trained without a policy, is a reference itself."""
+    engine = load_engine("torch", device="cpu", precision="fp32", threads=1)
+    lean = subject("modern", "runs/lean", "window(4), int8", attention={"n_kv_head": 1, "share_kv": 2})
+    twin = subject("modern", "runs/twin")
+    with torch.no_grad():  # it knows the text better than any of the others, by chance or not at all
+        twin.model.lm_head.weight *= 0.0
+    bench = Bench(engine, BASE, cut(IDS, 3, 24), chunk=1, variants=[lean, twin])
+    bench.refer(windows=False, advance=lambda *_: None)
+    assert [r.name.split(": ")[0] for r in bench.references if ": " in r.name] == ["runs/twin", "runs/twin"]
+    assert bench.best.name.startswith("runs/twin")
+    points = [bench.measure(kv, one) for one in (lean, twin) for kv in variant_policies(one)[:2]]
+    assert [p.policy for p in points[:2]] == ["window(4), int8", "window(8), bf16"]
+    whole = 8 * 16 * 96
+    assert points[0].factor == pytest.approx(whole / (3 * 2 * 2 * (64 + 16) + 2 * 16 * 16))
+    assert points[0].bits * 8 == pytest.approx(3 * 2 * 2 * (64 + 16) + 2 * 16 * 16)
+    assert abs(points[2].added) < 1e-6  # every token is as likely as any other
+    assert all(p.added == pytest.approx(p.loss - bench.best.loss, abs=1e-9) for p in points)
+    header, rows = kv_table(points)
+    assert header[0] == "model"
+    assert {row[0] for row in rows} == {"runs/lean", "runs/twin"}
+
+
+def test_attention_that_takes_no_policy_is_read_with_its_own_cache() -> None:
+    engine = load_engine("torch", device="cpu", precision="fp32", threads=1)
+    for name, bits in [("latent, yarn", 8 * 3 * (12 + 6) * 16), ("linear", 3 * 4 * 8 * 9 * 16)]:
+        one = subject(name, f"runs/{name}")
+        bench = Bench(engine, BASE, cut(IDS, 2, 12), chunk=1, variants=[one])
+        bench.refer(windows=False, advance=lambda *_: None)
+        assert variant_policies(one) == [None]
+        point = bench.measure(None, one)
+        assert (point.policy, point.bits * 8) == (OWN, pytest.approx(bits))
+        anew = read_windows(engine, one.model, one.config, cut(IDS, 2, 12), first=8)
+        assert point.loss == pytest.approx(anew.losses_RT[:, 8:].mean())

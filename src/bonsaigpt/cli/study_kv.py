@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from rich.console import Console
 
 from bonsaigpt.cli.common import (
+    Opened,
     Parser,
     add_placement,
     count_from,
@@ -17,10 +19,12 @@ from bonsaigpt.cli.common import (
 )
 from bonsaigpt.cli.eval import source_of
 from bonsaigpt.cli.studying import tell
-from bonsaigpt.errors import DataError
+from bonsaigpt.config import KVConfig
+from bonsaigpt.engines import Engine
+from bonsaigpt.errors import ConfigError, DataError
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.measure.kv import contiguous, cut
-from bonsaigpt.study.kv import Bench, policies
+from bonsaigpt.study.kv import Bench, Subject, policies, variant_policies
 from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import Found, search
 
@@ -29,6 +33,7 @@ __all__ = ["measure", "run"]
 _LIMIT = number_above_zero("cannot be a limit: use a number above 0")
 _EXAMPLE = """  bonsai study kv runs/shakespeare-char
   bonsai study kv runs/shakespeare-char --max-loss 0.05
+  bonsai study kv runs/whole --variant runs/whole-shrunk --variant runs/multi-query
   bonsai study kv runs/shakespeare-char --policy "window(32), int4" --policy "window(16), int8\""""
 
 
@@ -59,25 +64,32 @@ def measure(argv: list[str]) -> KVStudy:
         )
     streams = cut(ids, 2 * rows, length)
     engine, model = opened.on(arguments)
+    base = Subject(label=opened.label, model=model, config=config, trained=_trained(opened))
+    variants = [_variant(address, opened, engine, arguments) for address in arguments.variant]
     # Every other piece is for the search, so that nothing is chosen by the text that it is reported on.
-    bench = Bench(engine, model, config, streams[::2], chunk=arguments.chunk)
-    chosen = chosen or [read_policy(words) for words in policies(config)]
+    bench = Bench(engine, base, streams[::2], chunk=arguments.chunk, variants=variants)
+    own = [] if base.trained is None else [base.trained]
+    work: list[tuple[KVConfig | None, Subject]] = [
+        (kv, base) for kv in chosen or [*own, *(read_policy(words) for words in policies(config))]
+    ]
+    for variant in variants:
+        work += [(kv, variant) for kv in chosen or variant_policies(variant)]
     found = None
     with progress_bar(Console(stderr=True)) as advance:
         bench.refer(windows=not arguments.fast, advance=advance)
         if arguments.max_bits is not None or arguments.max_loss is not None:
-            other = Bench(engine, model, config, streams[1::2], chunk=arguments.chunk)
+            other = Bench(engine, base, streams[1::2], chunk=arguments.chunk)
             other.refer(windows=False, advance=advance)
 
             def say(step: Found) -> None:
                 advance("searching", step.tried, 0, f"{step.bits:,.0f} bits, {step.added:+.4f} nats")
 
             found = search(config, other.quick, max_bits=arguments.max_bits, max_loss=arguments.max_loss, say=say)
-            chosen.append(found.kv)
+            work.append((found.kv, base))
         points = []
-        for number, kv in enumerate(chosen):
-            points.append(bench.measure(kv))
-            advance("policies", number + 1, len(chosen), write_policy(kv))
+        for number, (kv, subject) in enumerate(work):
+            points.append(bench.measure(kv, subject))
+            advance("policies", number + 1, len(work), points[-1].policy)
     study = KVStudy(
         label=opened.label,
         block=block,
@@ -96,12 +108,39 @@ def measure(argv: list[str]) -> KVStudy:
     return study
 
 
+def _trained(opened: Opened) -> KVConfig | None:
+    """The policy that a run was trained with."""
+    kv = opened.run.config.train.kv if opened.run is not None else ""
+    return read_policy(kv) if kv else None
+
+
+def _variant(address: str, base: Opened, engine: Engine, arguments: argparse.Namespace) -> Subject:
+    """Another run, to be read on the same text.
+
+    Raises:
+        ConfigError: it has another context, or reads other tokens.
+    """
+    opened = open_model(address, runs=arguments.runs)
+    if opened.tokenizer.to_json() != base.tokenizer.to_json():
+        raise ConfigError(
+            f"{opened.label} has another tokenizer than {base.label}, so losses a token do not compare: give a run of "
+            "the same data with --variant"
+        )
+    if opened.config.block_size != base.config.block_size:
+        raise ConfigError(
+            f"{opened.label} has a context of {opened.config.block_size} tokens, and {base.label} one of "
+            f"{base.config.block_size}, by which bits are counted: give a run of the same block with --variant"
+        )
+    model = engine.model(opened.config, opened.weights)
+    return Subject(label=opened.label, model=model, config=opened.config, trained=_trained(opened))
+
+
 def _parser() -> Parser:
     parser = Parser(
         "study kv",
         "Read the validation text through many cache policies, past the training context, and draw bits held against "
-        "loss: formats, windows, choices of tokens, their products, and what a search finds within a budget. No "
-        "training.",
+        "loss: formats, windows, choices of tokens, their products, what a search finds within a budget, and runs that "
+        "were trained to need less. It trains nothing itself.",
         _EXAMPLE,
     )
     parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
@@ -112,6 +151,14 @@ def _parser() -> Parser:
         default=[],
         metavar="POLICY",
         help="measure this one; can be repeated (default: some fifty)",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="also read this run, trained to need less (bonsai shrink, --train.kv, other attention), against the same "
+        "references; can be repeated",
     )
     budget = parser.add_argument_group("search")
     limit = budget.add_mutually_exclusive_group()

@@ -17,6 +17,7 @@ from bonsaigpt.config import KVConfig, ModelConfig
 from bonsaigpt.data.batches import IGNORE, BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.errors import DataError
+from bonsaigpt.kv import state_bits
 from bonsaigpt.units import named
 
 __all__ = [
@@ -120,8 +121,9 @@ def numbers_per_token(config: ModelConfig) -> int:
 
 
 def plain_bits(config: ModelConfig, tokens: int) -> int:
-    """Bits of keys and values of so many tokens in 16 bits each: what everything is compared with."""
-    return 16 * tokens * numbers_per_token(config)
+    """Bits of keys and values of so many tokens in 16 bits each, or of linear attention's state: what everything is
+    compared with."""
+    return 16 * tokens * numbers_per_token(config) + state_bits(config, bits=16)
 
 
 def contiguous(source: BatchSource) -> np.ndarray:
@@ -213,6 +215,7 @@ def read_windows(
     streams_RT1: np.ndarray,
     *,
     first: int,
+    reference_RTV: np.ndarray | None = None,
     advance: Advance | None = None,
 ) -> KVReading:
     """The ceiling of streaming: each token from ``first`` on is predicted from the ``block_size`` tokens before it,
@@ -227,11 +230,19 @@ def read_windows(
             logits = np.zeros((R, 1, config.vocabulary), dtype=np.float32)
         else:
             logits = engine.next_logits(model, streams_RT1[:, max(0, at + 1 - config.block_size) : at + 1])[:, None]
-        found.append(_scores(logits, streams_RT1[:, at + 1 : at + 2], None, True))
+        reference = None if reference_RTV is None else reference_RTV[:, at : at + 1]
+        found.append(_scores(logits, streams_RT1[:, at + 1 : at + 2], reference, True))
         if advance:
             advance(at + 1, T)
-    losses, _, _, kept = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
-    return KVReading(losses_RT=losses, bits=float(plain_bits(config, config.block_size)), logits_RTV=kept)
+    losses, kl, agree, kept = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+    compared = reference_RTV is not None
+    return KVReading(
+        losses_RT=losses,
+        bits=float(plain_bits(config, config.block_size)),
+        kl_RT=kl if compared else None,
+        agree_RT=agree if compared else None,
+        logits_RTV=kept,
+    )
 
 
 def _scores(

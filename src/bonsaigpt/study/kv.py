@@ -1,8 +1,10 @@
-"""What a cache costs in bits and in loss: one text, one model, many policies, all read through the deployed cache.
+"""What a cache costs in bits and in loss: one text, one model and its variants, many policies, all read through the
+deployed cache.
 
 The protocol: contiguous pieces of the validation text; only positions from the training context on are scored; losses
 are paired with the best uncompressed reference, token by token, and intervals come from a bootstrap over blocks of
-text. Bits are those held while the last tokens were read, over the tokens of the training context.
+text. Bits are those held while the last tokens were read, over the tokens of the training context. A variant is a model
+that was trained to need less; what it is compared with is the same.
 """
 
 from __future__ import annotations
@@ -16,15 +18,29 @@ import numpy as np
 from bonsaigpt.config import KVConfig, ModelConfig
 from bonsaigpt.engines import Engine
 from bonsaigpt.kv import read_policy, write_policy
-from bonsaigpt.measure.kv import KVReading, plain_bits, read_windows, reading
+from bonsaigpt.measure.kv import KVReading, numbers_per_token, plain_bits, read_windows, reading
 from bonsaigpt.study.statistics import bootstrap, slope, unbeaten
 
-__all__ = ["Bench", "KVPoint", "Reference", "frontier", "policies"]
+__all__ = ["OWN", "Bench", "KVPoint", "Reference", "Subject", "frontier", "policies", "variant_policies"]
+
+OWN = "its own cache, 16 bits"
+"""What stands for the policy of a model whose attention takes none."""
 
 _SMALL = ("int8", "int5", "int4(hadamard)", "int3(hadamard)", "x=int4(hadamard)")
 """Formats that are tried with short windows."""
 
 Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is read."""
+
+    label: str
+    model: Any
+    config: ModelConfig
+    trained: KVConfig | None = None
+    """The policy that it was trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +55,10 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class KVPoint:
-    """One policy."""
+    """One policy of one model."""
 
+    model: str
+    """Its label."""
     policy: str
     bits: float
     """A token of the training context."""
@@ -91,18 +109,46 @@ def policies(config: ModelConfig) -> list[str]:
     return list(dict.fromkeys(found))  # of a short block some are the same
 
 
+def variant_policies(subject: Subject) -> list[KVConfig | None]:
+    """What is tried of a variant: the policy that it was trained with, everything in 16 bits, and short windows in few
+    bits; of attention that takes no policy its own cache."""
+    if subject.config.attention.kind != "softmax":
+        return [None]
+    block = subject.config.block_size
+    found = [] if subject.trained is None else [subject.trained]
+    words = [f"window({block}), bf16"]
+    words += [f"window({max(4, block // n)}), {form}" for n in (2, 4) for form in ("bf16", *_SMALL)]
+    return [*found, *(kv for kv in map(read_policy, words) if kv not in found)]
+
+
 class Bench:
     """Pieces of a text, and the references that policies are held against.
 
     Args:
+        base: the model of the study.
         streams_RT1: token ids of R pieces, (R, T + 1), longer than the model's block.
         chunk: tokens read at once; those are counted at 16 bits.
+        variants: read besides. Those that keep as much as the base and were trained without a policy are references.
     """
 
-    def __init__(self, engine: Engine, model: Any, config: ModelConfig, streams_RT1: np.ndarray, *, chunk: int) -> None:
-        self.config, self.chunk = config, chunk
-        self._engine, self._model, self._streams = engine, model, streams_RT1
-        self.first = config.block_size
+    def __init__(
+        self,
+        engine: Engine,
+        base: Subject,
+        streams_RT1: np.ndarray,
+        *,
+        chunk: int,
+        variants: Sequence[Subject] = (),
+    ) -> None:
+        self.base, self.chunk = base, chunk
+        whole = numbers_per_token(base.config)
+        self._plain = [
+            one
+            for one in variants
+            if one.trained is None and one.config.attention.kind == "softmax" and numbers_per_token(one.config) >= whole
+        ]
+        self._engine, self._streams = engine, streams_RT1
+        self.first = base.config.block_size
         self.references: list[Reference] = []
         self._best: KVReading | None = None
 
@@ -117,18 +163,19 @@ class Bench:
         Args:
             windows: also read the window before each token from raw text, which takes ``block_size`` times as long.
         """
-        block = self.config.block_size
+        block = self.first
         found: list[tuple[str, KVReading]] = []
-        names = {f"window({block}) through the cache": f"window({block})"}
-        if self.config.position.kind != "learned":
-            names = {"everything, positions running on": "full"} | names
-        for name, words in names.items():
-            found.append((name, self._read(read_policy(words), chunk=16, keep_logits=True, advance=advance, name=name)))
-        if windows:
-            name = f"the {block} tokens before, from raw text"
-            follow = _following(advance, name)
-            read = read_windows(self._engine, self._model, self.config, self._streams, first=self.first, advance=follow)
-            found.append((name, read))
+        for subject in (self.base, *self._plain):
+            of = "" if subject is self.base else f"{subject.label}: "
+            names = {f"{of}window({block}) through the cache": f"window({block})"}
+            if subject.config.position.kind != "learned":
+                names = {f"{of}everything, positions running on": "full"} | names
+            for name, words in names.items():
+                read = self._read(subject, read_policy(words), chunk=16, keep_logits=True, advance=advance, name=name)
+                found.append((name, read))
+            if windows:
+                name = f"{of}the {block} tokens before, from raw text"
+                found.append((name, self._read(subject, None, chunk=1, advance=advance, name=name)))
         self.references = [
             Reference(name=name, loss=self._mean(r.losses_RT), by_position=self._curve(r.losses_RT))
             for name, r in found
@@ -136,23 +183,23 @@ class Bench:
         best = min(range(len(found)), key=lambda i: self.references[i].loss)
         self._best, self.best = found[best][1], self.references[best]
 
-    def measure(self, kv: KVConfig, *, advance: Advance = lambda *_: None) -> KVPoint:
-        """One policy against the best reference."""
+    def measure(self, kv: KVConfig | None, subject: Subject | None = None) -> KVPoint:
+        """One policy against the best reference; of the base if nothing else is said. None: the model's own cache, by
+        windows that are read anew for each token."""
         assert self._best is not None
-        assert self._best.logits_RTV is not None
-        words = write_policy(kv)
-        read = self._read(kv, chunk=self.chunk, reference_RTV=self._best.logits_RTV, advance=advance, name=words)
+        subject = subject or self.base
+        read = self._read(subject, kv, chunk=self.chunk, reference_RTV=self._best.logits_RTV)
         assert read.kl_RT is not None
         assert read.agree_RT is not None
         added_RT = (read.losses_RT - self._best.losses_RT)[:, self.first :]
         low, high = bootstrap(added_RT)
         kl_RT = read.kl_RT[:, self.first :]
         drift, margin = slope(added_RT)
-        block = self.config.block_size
         return KVPoint(
-            policy=words,
-            bits=read.bits / block,
-            factor=plain_bits(self.config, block) / read.bits,
+            model=subject.label,
+            policy=OWN if kv is None else write_policy(kv),
+            bits=read.bits / self.first,
+            factor=plain_bits(self.base.config, self.first) / read.bits,
             loss=self._mean(read.losses_RT),
             added=float(added_RT.mean()),
             low=low,
@@ -168,13 +215,14 @@ class Bench:
     def quick(self, kv: KVConfig) -> tuple[float, float]:
         """Added loss and bits a token of the context, without the rest: for a search."""
         assert self._best is not None
-        read = self._read(kv, chunk=self.chunk)
+        read = self._read(self.base, kv, chunk=self.chunk)
         added = (read.losses_RT - self._best.losses_RT)[:, self.first :].mean()
-        return float(added), read.bits / self.config.block_size
+        return float(added), read.bits / self.first
 
     def _read(
         self,
-        kv: KVConfig,
+        subject: Subject,
+        kv: KVConfig | None,
         *,
         chunk: int,
         reference_RTV: np.ndarray | None = None,
@@ -182,23 +230,27 @@ class Bench:
         advance: Advance = lambda *_: None,
         name: str = "",
     ) -> KVReading:
+        settings: dict[str, Any] = {"reference_RTV": reference_RTV, "advance": _following(advance, name)}
+        if kv is None:
+            return read_windows(
+                self._engine, subject.model, subject.config, self._streams, first=self.first, **settings
+            )
         return reading(
             self._engine,
-            self._model,
-            self.config,
+            subject.model,
+            subject.config,
             kv,
             self._streams,
             chunk=chunk,
-            reference_RTV=reference_RTV,
             keep_logits=keep_logits,
-            advance=_following(advance, name),
+            **settings,
         )
 
     def _mean(self, losses_RT: np.ndarray) -> float:
         return float(losses_RT[:, self.first :].mean())
 
     def _curve(self, losses_RT: np.ndarray) -> list[float]:
-        block = self.config.block_size
+        block = self.first
         starts = range(0, losses_RT.shape[1] - block + 1, block)
         return [float(losses_RT[:, at : at + block].mean()) for at in starts]
 

@@ -17,7 +17,7 @@ from bonsaigpt.files import write_text
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.drawing import save_drawing
-from bonsaigpt.study.kv import KVPoint, Reference, frontier
+from bonsaigpt.study.kv import OWN, KVPoint, Reference, frontier
 from bonsaigpt.study.kv_search import Found
 
 if TYPE_CHECKING:
@@ -43,22 +43,32 @@ class KVStudy:
     found: Found | None = None
 
     @property
+    def _of_base(self) -> list[KVPoint]:
+        return [p for p in self.points if p.model == self.label]
+
+    @property
+    def _of_variants(self) -> list[KVPoint]:
+        return [p for p in self.points if p.model != self.label]
+
+    @property
     def verdict(self) -> str:
         """What to conclude, in sentences."""
         words = [f"Best uncompressed: {self.best.name}, {self.best.loss:.4f} nats a token."]
-        eight = [p for p in self.points if p.policy.split(", ", 1)[1:] in (["int8"], ["e4m3"], ["e5m2"])]
+        eight = [p for p in self._of_base if p.policy.split(", ", 1)[1:] in (["int8"], ["e4m3"], ["e5m2"])]
         eight = [p for p in eight if p.policy.startswith(f"window({self.block})")]
         if eight:
             least = min(eight, key=lambda p: p.kl)
             words.append(f"Of the 8-bit formats {least.policy.split(', ')[1]} is nearest (KL {least.kl:.5f}).")
         for limit in (0.01, 0.05):
-            within = [p for p in self.points if p.high <= limit]
-            if within:
-                p = min(within, key=lambda p: p.bits)
-                words.append(
-                    f"At most {limit:+} nats, the interval included: {p.bits:,.0f} bits a token, {p.factor:.1f} times "
-                    f"fewer, with {p.policy}."
-                )
+            for of, points in (("", self._of_base), ("by training, ", self._of_variants)):
+                within = [p for p in points if p.high <= limit]
+                if within:
+                    p = min(within, key=lambda p: p.bits)
+                    model = f" of {p.model}" if of else ""
+                    words.append(
+                        f"At most {limit:+} nats, the interval included: {of}{p.bits:,.0f} bits a token, "
+                        f"{p.factor:.1f} times fewer, with {p.policy}{model}."
+                    )
         if self.found is not None:
             words.append(
                 f"Found by search among {self.found.tried} policies on other text: {self.found.bits:,.0f} bits a token "
@@ -70,7 +80,9 @@ class KVStudy:
 def kv_table(points: Sequence[KVPoint]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, by bits; a star marks what no other policy beats."""
     best = frontier(points)
+    several = len({p.model for p in points}) > 1
     header = [
+        *(["model"] if several else []),
         "policy",
         "bits/token",
         "times fewer",
@@ -84,6 +96,7 @@ def kv_table(points: Sequence[KVPoint]) -> tuple[list[str], list[list[str]]]:
     ]
     rows = [
         [
+            *([p.model] if several else []),
             p.policy,
             f"{p.bits:,.0f}",
             f"{p.factor:.2f}",
@@ -113,16 +126,18 @@ def write_kv(study: KVStudy, folder: Path) -> list[Path]:
         f"<section><h2>Policies</h2>{table(*kv_table(study.points))}</section>",
         f"<section><h2>Loss by position</h2>{table(*_positions(study))}</section>",
         "<section><h2>Commands</h2><pre>"
-        + text("\n".join(_command(study, p.policy) for p in study.points))
+        + text("\n".join(_command(study, p) for p in study.points))
         + "</pre></section>",
     ]
     write_text(page, document(f"{study.label}: the cache · BonsaiGPT", "\n".join(parts)))
     return [page, image, figures]
 
 
-def _command(study: KVStudy, policy: str) -> str:
-    run = study.label.partition("@")[0]
-    words = write_policy(read_policy(policy).model_copy(update={"chunk": study.chunk}))
+def _command(study: KVStudy, point: KVPoint) -> str:
+    run = point.model.partition("@")[0]
+    if point.policy == OWN:
+        return f"bonsai eval {shlex.quote(run)}"
+    words = write_policy(read_policy(point.policy).model_copy(update={"chunk": study.chunk}))
     return f"bonsai eval {shlex.quote(run)} --kv {shlex.quote(words)}"
 
 
@@ -133,8 +148,9 @@ def _protocol(study: KVStudy) -> str:
         f"those held over the {study.block} tokens of the training context, the scale of the axis is logarithmic. "
         "Added loss is paired token by token with the best uncompressed reference; intervals are of 95 %, by a "
         "bootstrap over blocks of 256 tokens. Slope: how the added loss changes from the first scored position to the "
-        "last. A star or a full dot: no other policy has fewer bits and less loss. Random eviction and short windows "
-        "in 16 bits are floors: what does not beat them is worth nothing on this text."
+        "last. Variants are other runs, trained to need less, read on the same text. A star or a full dot: no other "
+        "policy has fewer bits and less loss. Random eviction and short windows in 16 bits are floors: what does not "
+        "beat them is worth nothing on this text."
     )
 
 
@@ -144,20 +160,25 @@ def _references(study: KVStudy) -> tuple[list[str], list[list[str]]]:
 
 
 def _positions(study: KVStudy) -> tuple[list[str], list[list[str]]]:
-    curves = [(r.name, r.by_position) for r in study.references] + [(p.policy, p.by_position) for p in study.points]
+    curves = [(r.name, r.by_position) for r in study.references]
+    curves += [(_name(study, p), p.by_position) for p in study.points]
     blocks = range(1, len(curves[0][1]))  # the first one is not scored
     header = ["", *(f"{b * study.block:,}" for b in blocks)]
     return header, [[name, *(f"{curve[b]:.3f}" for b in blocks)] for name, curve in curves]
+
+
+def _name(study: KVStudy, point: KVPoint) -> str:
+    return point.policy if point.model == study.label else f"{point.model}: {point.policy}"
 
 
 def _csv(study: KVStudy) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     figures = "bits_per_token,times_fewer,loss,added,low,high,kl,kl_99,agree,slope,slope_margin"
-    writer.writerow(["policy", *figures.split(","), "frontier", "command"])
+    writer.writerow(["model", "policy", *figures.split(","), "frontier", "command"])
     for p, best in zip(study.points, frontier(study.points), strict=True):
         row = [p.bits, p.factor, p.loss, p.added, p.low, p.high, p.kl, p.kl_99, p.agree, p.slope, p.slope_margin]
-        writer.writerow([p.policy, *(f"{f:.6g}" for f in row), int(best), _command(study, p.policy)])
+        writer.writerow([p.model, p.policy, *(f"{f:.6g}" for f in row), int(best), _command(study, p)])
     return out.getvalue()
 
 
@@ -168,11 +189,15 @@ _GROUPS = {
     "random": ("#9c6b4e", "x"),
     "both": ("#a463f2", "D"),
     "found by search": ("#ff725c", "*"),
+    "trained variants": ("#e63f8a", "P"),
 }
 
 
-def _group(study: KVStudy, policy: str) -> str:
-    if study.found is not None and policy == study.points[-1].policy:
+def _group(study: KVStudy, point: KVPoint) -> str:
+    policy = point.policy
+    if point.model != study.label:
+        return "trained variants"
+    if study.found is not None and policy == write_policy(study.found.kv):
         return "found by search"
     select, _, form = policy.partition(", ")
     if "random" in select:
@@ -191,7 +216,7 @@ def _draw(figure: Figure, study: KVStudy) -> None:
     axes = figure.subplots()
     seen: set[str] = set()
     for p, best in zip(study.points, frontier(study.points), strict=True):
-        group = _group(study, p.policy)
+        group = _group(study, p)
         colour, marker = _GROUPS[group]
         fade = 1.0 if best else 0.35
         if p.added <= _SHOWN:
