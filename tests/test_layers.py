@@ -30,6 +30,7 @@ FLOORS = [
     {"report"},
     {"study"},
     {"serve"},
+    {"watch"},
     {"api", "cli", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

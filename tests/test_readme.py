@@ -58,7 +58,7 @@ def quick(command: list[str]) -> list[str]:
         return [*command, "--steps", "1", "--warmup", "1"]
     if command[0] == "bench":
         return [*command, "--seconds", "0.01", "--tokens", "2"]
-    if command[0] == "serve":
+    if command[0] in ("serve", "watch"):
         return [*command, "--port", "0"]
     if command[0] == "sample":
         return [*command, "--tokens", "5"]
@@ -264,6 +264,13 @@ def test_the_commands_of_the_sources_run(workshop: Path, capsys: pytest.CaptureF
             assert "--download" in capsys.readouterr().err
         else:
             assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+
+
+def test_the_commands_of_watching_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workshop / "runs" / "my-text-sweep").mkdir(parents=True)
+    for command in commands((ROOT / "docs" / "watch.md").read_text(encoding="utf-8")):
+        assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert "watching runs at" in capsys.readouterr().err
 
 
 def test_the_commands_of_serving_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ VERBS = {
     "profile": "tell where the time of a training step goes",
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",
+    "watch": "runs in the browser while they train",
     "recipes": "list, show and diff the recipes",
     "tokenizer": "train a tokenizer, show its pieces, hold several against each other",
     "prepare": "turn a text into verified token shards (train does it by itself)",

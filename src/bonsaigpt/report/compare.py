@@ -16,7 +16,7 @@ from bonsaigpt.report.losses import loss_section
 from bonsaigpt.report.markup import document, table, text
 from bonsaigpt.report.page import shown
 
-__all__ = ["comparison", "write_comparison"]
+__all__ = ["comparison", "comparison_sections", "write_comparison"]
 
 _NONE = "–"
 
@@ -36,10 +36,9 @@ def write_comparison(runs: Iterable[RunDirectory], path: Path) -> Path:
     """
     runs = list(runs)
     names, histories = _names(runs), [read_history(run) for run in runs]
-    header, rows = _figures(names, histories)
     parts = [
         f'<header><h1>{text(_title(names))}</h1><p class="status">{_status(names, histories)}</p></header>',
-        f"<section><h2>Key figures</h2>{table(header, rows, swatches=True)}</section>",
+        _key_figures(names, histories),
         loss_section(names, [[history] for history in histories]),
         _differences(names, histories),
     ]
@@ -47,6 +46,19 @@ def write_comparison(runs: Iterable[RunDirectory], path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, document(f"{_title(names)} · BonsaiGPT", "\n".join(parts)))
     return path
+
+
+def comparison_sections(names: Sequence[str], histories: Sequence[History]) -> str:
+    """What the page says beside its curves: figures and differing settings, with names of the caller's."""
+    if not names:
+        return ""
+    status = f'<p class="note">{_status(names, histories)}</p>'
+    return _key_figures(names, histories) + status + _differences(names, histories)
+
+
+def _key_figures(names: Sequence[str], histories: Sequence[History]) -> str:
+    header, rows = _figures(names, histories)
+    return f"<section><h2>Key figures</h2>{table(header, rows, swatches=True)}</section>"
 
 
 def _names(runs: Sequence[RunDirectory]) -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from bonsaigpt.report.history import is_number
 from bonsaigpt.study.sweep import Sweep
+from bonsaigpt.train.callbacks.jsonl import Tail
 
 __all__ = ["Follower", "Progress"]
 
@@ -32,7 +30,7 @@ class Follower:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        self._tails = {run.name: _Tail(sweep.run(run) / "metrics.jsonl") for run in sweep.plan.runs}
+        self._tails = {run.name: Tail(sweep.run(run) / "metrics.jsonl") for run in sweep.plan.runs}
         self._step: dict[str, int] = {}
         self._best: tuple[float, str] | None = None
         self._read([run.name for run in sweep.plan.runs])
@@ -52,36 +50,8 @@ class Follower:
 
     def _read(self, names: Iterable[str]) -> None:
         for name in names:
-            for line in self._tails[name].lines():
+            for line in self._tails[name].read()[0]:
                 if is_number(step := line.get("step")):
                     self._step[name] = int(step)
                 if is_number(loss := line.get("val_loss")) and (self._best is None or loss < self._best[0]):
                     self._best = float(loss), name
-
-
-class _Tail:
-    """Whole lines that were appended to a file since the last time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._at = path, 0
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What is new; a file that became shorter, as a run's does when it goes on, is read again."""
-        try:
-            if self._path.stat().st_size < self._at:
-                self._at = 0
-            with self._path.open("rb") as file:
-                file.seek(self._at)
-                new, newline, _ = file.read().rpartition(b"\n")
-        except OSError:
-            return []
-        self._at += len(new) + len(newline)
-        records: list[dict[str, Any]] = []
-        for line in new.splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                records.append(record)
-        return records

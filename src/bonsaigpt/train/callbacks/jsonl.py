@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from typing import IO, Any
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.train.events import Callback, EvalEvent, LogEvent, RollbackEvent, StartEvent
 
-__all__ = ["JsonLines", "LineFile", "read_metrics"]
+__all__ = ["JsonLines", "LineFile", "Tail", "read_metrics"]
 
 
 class JsonLines(Callback):
@@ -93,11 +94,37 @@ class LineFile:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics file; a torn last line is left out, a missing file has none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError:
         return []
+    return _records(content)
+
+
+class Tail:
+    """Reads on in a metrics file that some other process writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at, self._file = path, 0, -1
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The whole lines that are new, and whether those before them are void: a run that goes on from a checkpoint,
+        or back to one, writes the file anew."""
+        try:
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                anew = self._at > 0 and (status.st_ino != self._file or status.st_size < self._at)
+                self._at, self._file = 0 if anew else self._at, status.st_ino
+                file.seek(self._at)
+                new, newline, _ = file.read().rpartition(b"\n")
+        except OSError:
+            return [], False
+        self._at += len(new) + len(newline)
+        return _records(new), anew
+
+
+def _records(content: bytes) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
-    for line in text.splitlines():
+    for line in content.splitlines():
         try:
             record = json.loads(line)
         except ValueError:

@@ -1,0 +1,114 @@
+"""The studies of a run as points of a plot, each with the command that makes or measures it again."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["read_study", "studies_of"]
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """How to read the table of a kind of study; the lower and the further left, the better."""
+
+    title: str
+    x: str
+    y: str
+    x_label: str
+    name: Callable[[Row], str]
+    group: Callable[[Row], str]
+    interval: Callable[[Row], tuple[float, float] | None]
+    command: Callable[[Row, Path], str]
+
+
+def _margin(row: Row) -> tuple[float, float] | None:
+    if not row["margin"]:
+        return None
+    return float(row["added"]) - float(row["margin"]), float(row["added"]) + float(row["margin"])
+
+
+def _compress_command(row: Row, run: Path) -> str:
+    words = ["bonsai", "compress", str(run), "--structure", row["structure"], "--target-params", row["share"]]
+    if row["structure"] == "dense":
+        words = ["bonsai", "eval", str(run)]
+    elif row["structure"] == "scratch":
+        words = ["bonsai", "study", "compress", str(run), "--structure", "scratch", "--share", row["share"]]
+    if row["heal"] not in ("", "0"):
+        words += ["--heal", row["heal"]]
+    return shlex.join(words)
+
+
+_KINDS = {
+    "kv": _Kind(
+        title="the cache",
+        x="bits_per_token",
+        y="added",
+        x_label="bits held a token of the training context",
+        name=lambda row: row["policy"],
+        group=lambda row: row["policy"].partition("(")[0],
+        interval=lambda row: (float(row["low"]), float(row["high"])),
+        command=lambda row, _: row["command"],
+    ),
+    "compress": _Kind(
+        title="compression",
+        x="stored",
+        y="added",
+        x_label="values stored",
+        name=lambda row: (
+            "dense"
+            if row["structure"] == "dense"
+            else f"{row['structure']}, {float(row['share']):.0%}, healed for {row['heal']} steps: {row['becomes']}"
+        ),
+        group=lambda row: row["structure"],
+        interval=_margin,
+        command=_compress_command,
+    ),
+}
+
+
+def studies_of(run: Path) -> list[dict[str, Any]]:
+    """What can be drawn of a run: kind, title, and a stamp that changes with it."""
+    found: list[dict[str, Any]] = []
+    for kind, how in _KINDS.items():
+        try:
+            stamp = (run / "studies" / f"{kind}.csv").stat().st_mtime_ns
+        except OSError:
+            continue
+        found.append({"study": kind, "title": how.title, "stamp": str(stamp)})
+    return found
+
+
+def read_study(run: Path, kind: str) -> dict[str, Any] | None:
+    """The points of a study; None if there is no such study, or its table is damaged."""
+    if kind not in _KINDS:
+        return None
+    how = _KINDS[kind]
+    points: list[dict[str, Any]] = []
+    try:
+        with (run / "studies" / f"{kind}.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                x, y = float(row[how.x]), float(row[how.y] or 0)
+                if not (math.isfinite(x) and math.isfinite(y)):
+                    continue
+                points.append(
+                    {
+                        "x": x,
+                        "y": y,
+                        "interval": how.interval(row),
+                        "front": row["frontier"] == "1",
+                        "name": how.name(row),
+                        "group": how.group(row),
+                        "command": how.command(row, run),
+                    }
+                )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {"title": how.title, "x_label": how.x_label, "y_label": "added loss, nats a token", "points": points}
