@@ -113,7 +113,7 @@ def _parser() -> Parser:
     limits.add_argument(
         "--timeout",
         type=number_above_zero("is no time: give seconds, e.g. 60"),
-        default=120.0,
+        default=120,
         metavar="SECONDS",
         help="for all texts of a request (default: 120)",
     )
