@@ -125,6 +125,10 @@ def test_runs_of_a_run(run: bonsai.Run, capsys: pytest.CaptureFixture[str]) -> N
     small = run.compress(0.5, calibrate=400, name="half", quiet=True)
     assert str(small.opened.label) == "runs/half@0"
     assert "half" in repr(small)
+    pairs = [{"prompt": f"the {word} ", "completion": "sat"} for word in ("cat", "dogs", "mat", "red", "home", "far")]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    tuned = run.finetune("pairs.jsonl", val="pairs.jsonl", epochs=1, freeze=["*.mlp.*"], quiet=True)
+    assert tuned.config.vocabulary == run.config.vocabulary + 1  # an end of text
     longer = run.stretch(16, steps=2, settings={"train.device": "cpu"}, quiet=True)
     assert longer.config.block_size == 16
     assert capsys.readouterr().out == ""

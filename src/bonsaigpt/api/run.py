@@ -17,6 +17,7 @@ from bonsaigpt.cli import study_compress, study_kv
 from bonsaigpt.cli.common import Opened, home, open_model, progress_bar
 from bonsaigpt.cli.compress import compress_run
 from bonsaigpt.cli.eval import memory_of, score_through, source_of, window_source
+from bonsaigpt.cli.finetune import finetune_run
 from bonsaigpt.cli.shrink import shrink_run
 from bonsaigpt.cli.stretch import stretch_run
 from bonsaigpt.cli.train import train_run
@@ -63,13 +64,14 @@ class Run:
         address: str | Path,
         *,
         corpora: Path | str | None = None,
+        engine: Literal["torch", "jax"] = "torch",
         device: str = "auto",
         precision: str | None = None,
         threads: int = 0,
     ) -> None:
         self.address = str(address)
         self._corpora = corpora
-        self._placement = argparse.Namespace(device=device, precision=precision, threads=threads)
+        self._placement = argparse.Namespace(engine=engine, device=device, precision=precision, threads=threads)
 
     def __repr__(self) -> str:
         return f"<Run {self.opened.label}: {parameter_count(self.config):,} parameters>"
@@ -252,6 +254,39 @@ class Run:
             made, code = compress_run([self.address, *words, *setting_flags(settings)])
         leave_if_stopped(code)
         assert made is not None  # only a dry run makes none
+        return self._sibling(made)
+
+    def finetune(
+        self,
+        data: Path | str,
+        *,
+        val: Path | str | None = None,
+        template: str | None = None,
+        label_tokens: bool = False,
+        epochs: float | None = None,
+        freeze: Sequence[str] = (),
+        name: str | None = None,
+        settings: Settings | None = None,
+        quiet: bool = False,
+    ) -> Run:
+        """This model trained on with examples of a task: `bonsai finetune`.
+
+        Args:
+            data: a file of JSON lines.
+            val: another to validate on (default: a tenth of ``data``).
+            template: how their fields make an example, e.g. ``"{text}{intent}"``.
+            label_tokens: each different answer becomes one new token.
+            epochs: how often to see every example.
+            freeze: globs of weights that stay as they are.
+        """
+        place = {"name": name, "runs": home("runs"), "corpora": self._corpora}
+        if self.opened.run is not None:
+            place = self._place(name)
+        words = flags(data=data, val=val, template=template, label_tokens=label_tokens, epochs=epochs, **place)
+        words += [f"--freeze={glob}" for glob in freeze]
+        with shown(quiet):
+            made, code = finetune_run([self.address, *words, *setting_flags(settings)])
+        leave_if_stopped(code)
         return self._sibling(made)
 
     def stretch(

@@ -58,6 +58,7 @@ def load(
     *,
     runs: Path | str | None = None,
     corpora: Path | str | None = None,
+    engine: Literal["torch", "jax"] = "torch",
     device: str = "auto",
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] | None = None,
     threads: int = 0,
@@ -66,6 +67,7 @@ def load(
     a GPT-2 folder of Hugging Face's format.
 
     Args:
+        engine: ``torch``, or ``jax``, whichever it was trained in.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         precision: number format (default: float32 for a run that was trained in it, else ``auto``).
         threads: of the CPU; 0: as many as torch chooses.
@@ -74,7 +76,7 @@ def load(
         CheckpointError: nothing there, damaged, or of a kind that cannot be read.
     """
     place = run_folder(str(address), home("runs", runs))
-    run = Run(place, corpora=corpora, device=device, precision=precision, threads=threads)
+    run = Run(place, corpora=corpora, engine=engine, device=device, precision=precision, threads=threads)
     _ = run.opened  # what is wrong is said now
     return run
 

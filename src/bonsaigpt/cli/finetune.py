@@ -14,7 +14,6 @@ from bonsaigpt import __version__
 from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, tokenizer_with
 from bonsaigpt.adapt.adapters import ADAPTERS_ALONE, adapted_model, adapted_names
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory
-from bonsaigpt.cli import train
 from bonsaigpt.cli.common import (
     Opened,
     Parser,
@@ -28,6 +27,7 @@ from bonsaigpt.cli.common import (
     whisper,
 )
 from bonsaigpt.cli.experiment import with_overrides
+from bonsaigpt.cli.train import train_run
 from bonsaigpt.config import ExamplesData, FileTokenizerConfig, ModelConfig, RunConfig, derive
 from bonsaigpt.data.examples import example_batches, read_examples
 from bonsaigpt.data.plan import BatchPlan
@@ -36,7 +36,7 @@ from bonsaigpt.spec import parameter_count, parameters
 from bonsaigpt.train import start_state
 from bonsaigpt.units import named, size
 
-__all__ = ["run"]
+__all__ = ["finetune_run", "run"]
 
 _EXAMPLE = """  bonsai finetune runs/wiki --data intents.jsonl --template "{text}{intent}" --label-tokens --epochs 10
   bonsai finetune runs/wiki --data chat.jsonl --name assistant --optim.lr 3e-4
@@ -46,13 +46,18 @@ a line of the data is {"prompt": ..., "completion": ...}, {"messages": [...]}, {
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    return finetune_run(argv)[1]
+
+
+def finetune_run(argv: list[str]) -> tuple[RunDirectory, int]:
+    """What the verb does; the new run, and the exit code of its training."""
     parser = _parser()
     source = add_settings(parser, "optim", "train")
     arguments = parser.parse(argv)
     overrides = settings(source, argv)
     target = _make(arguments, overrides, argv)
     places = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
-    return train.run([str(target), "--resume", *places])
+    return train_run([str(target), "--resume", *places])
 
 
 def _parser() -> Parser:

@@ -179,7 +179,7 @@ function ticks(low, high, count, log) {
   const found = [];
   if (log) {
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
-      for (const digit of high / low < 300 ? [1, 2, 5] : [1]) found.push(digit * 10 ** power);
+      for (const digit of high / low < 8 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 300 ? [1, 2, 5] : [1]) found.push(digit * 10 ** power);
   } else {
     const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
     const width = [1, 2, 2.5, 5, 10].map((digit) => digit * power).find((size) => size >= rough);
@@ -196,7 +196,7 @@ function word(x) {
 }
 
 // A frame with axes; gives the functions from values to places.
-function frame(svg, { width, height, x, y, xLog, yLog, xLabel }) {
+function frame(svg, { width, height, x, y, xLog, yLog, xLabel, yTicks }) {
   svg.replaceChildren();
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const box = { left: 52, right: width - 10, top: 8, bottom: height - 34 };
@@ -206,9 +206,9 @@ function frame(svg, { width, height, x, y, xLog, yLog, xLabel }) {
   };
   const px = scale(x, xLog, box.left, box.right), py = scale(y, yLog, box.bottom, box.top);
   const grid = element("g", { "font-size": 11, fill: "currentColor" }, svg);
-  for (const at of ticks(...y, height / 50, yLog)) {
+  for (const [at, label] of yTicks ?? ticks(...y, height / 50, yLog).map((value) => [value, word(value)])) {
     element("line", { x1: box.left, x2: box.right, y1: py(at), y2: py(at), stroke: "var(--rule)" }, grid);
-    element("text", { x: box.left - 7, y: py(at) + 4, "text-anchor": "end" }, grid).textContent = word(at);
+    element("text", { x: box.left - 7, y: py(at) + 4, "text-anchor": "end" }, grid).textContent = label;
   }
   for (const at of ticks(...x, width / 90, xLog))
     element("text", { x: px(at), y: box.bottom + 16, "text-anchor": "middle" }, grid).textContent = word(at);
@@ -391,14 +391,12 @@ function plot(key, study, { title, x_label, y_label, points }) {
   box.append(heading, svg, names, said);
   if (!points.length) return box;
   // Losses span decades on both sides of zero: linear within a thousandth, logarithmic beyond.
-  const squash = (v) => Math.sign(v) * Math.log10(1 + Math.abs(v) / 1e-3), spread = (v) => Math.sign(v) * 1e-3 * (10 ** Math.abs(v) - 1);
+  const squash = (v) => Math.sign(v) * Math.log10(1 + Math.abs(v) / 1e-3);
   const xs = points.map((p) => p.x), ys = points.flatMap((p) => [p.y, ...(p.interval ?? [])]).map(squash);
   const x = [Math.min(...xs) / 1.1, Math.max(...xs) * 1.1], room = (Math.max(...ys) - Math.min(...ys)) * 0.06 || 0.1;
-  const y = [Math.min(...ys) - room, Math.max(...ys) + room];
-  const { px, py } = frame(svg, { width, height: 360, x, y: y, xLog: true, xLabel: x_label });
-  svg.querySelectorAll("text[text-anchor=end]").forEach((label, i, all) => {
-    if (i < all.length - 1) label.textContent = word(spread(+label.textContent));
-  });
+  const y = [Math.min(...ys) - room, Math.max(...ys) + room], sizes = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3];
+  const yTicks = [0, ...sizes, ...sizes.map((v) => -v)].map((v) => [squash(v), (v > 0 ? "+" : "") + word(v)]).filter(([v]) => v >= y[0] && v <= y[1]);
+  const { px, py } = frame(svg, { width, height: 360, x, y, yTicks, xLog: true, xLabel: x_label });
   const groups = [...new Set(points.map((p) => p.group))];
   const front = points.filter((p) => p.front).sort((a, b) => a.x - b.x);
   element("path", { d: path(front.map((p) => [p.x, squash(p.y)]), { px, py }), fill: "none", stroke: "var(--soft)" }, svg);
