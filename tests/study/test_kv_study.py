@@ -97,6 +97,8 @@ def test_the_search_goes_down_to_its_limit_and_no_further() -> None:
         for layer in range(config.n_layer):
             policy = kv.of(layer)
             formats = policy.formats
+            if "x" in formats:
+                return 9.9, 9e9
             width = {"bf16": 16, "int8": 8, "int6": 6, "int5": 5, "int4": 4, "int3": 3, "int2": 2}
             k, v = width[formats["k"].kind], width[formats["v"].kind]
             window = policy.select.window  # type: ignore[union-attr]
@@ -113,6 +115,31 @@ def test_the_search_goes_down_to_its_limit_and_no_further() -> None:
     within = search(config, quick, max_bits=20.0)
     assert within.bits <= 20.0
     assert within.added > found.added or within.bits >= found.bits
+
+
+@pytest.mark.parametrize("heads", [4, 1])
+def test_the_search_holds_the_layers_input_where_that_is_less(heads: int) -> None:
+    """Of 4 heads of 8 the input is half of keys and values, of 1 head twice as much; a loss that only few bits add."""
+    config = variant("rope", block_size=16, attention={"n_kv_head": heads, "share_kv": 2})
+    asked: set[int] = set()
+
+    def quick(kv: KVConfig) -> tuple[float, float]:
+        bits = added = 0.0
+        for layer in config.kv_layers:
+            policy = kv.held(config, layer)
+            width = {"bf16": 16, "int8": 8, "int6": 6, "int5": 5, "int4": 4, "int3": 3, "int2": 2}
+            asked.add(policy.select.window)  # type: ignore[union-attr]
+            for name, form in policy.formats.items():
+                numbers = config.n_embd if name == "x" else 8 * heads
+                bits += policy.select.window * numbers * width[form.kind]  # type: ignore[union-attr]
+                added += 0.02 * (width[form.kind] < 4) + 0.003 * (16 - policy.select.window)  # type: ignore[union-attr]
+        return added, bits
+
+    found = search(config, quick, max_loss=0.03)
+    assert found.added <= 0.03
+    assert [("x" in found.kv.of(layer).formats) for layer in config.kv_layers] == [heads == 4] * 2
+    assert found.bits < (1 / 6 if heads == 4 else 1 / 3) * 2 * 16 * 16 * 2 * 8 * heads
+    assert asked >= {16, 14, 12}
 
 
 def test_the_page_the_table_and_their_commands(bench: Bench, tmp_path: Path) -> None:

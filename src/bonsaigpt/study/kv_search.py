@@ -1,7 +1,8 @@
-"""The best mix within a budget: windows, and formats of keys and values, first for all layers, then layer by layer.
+"""The best mix within a budget: windows, and formats of keys and values or of the layer's input that both are made
+from, first for all layers, then layer by layer.
 
-Greedy: of all single steps downwards (a shorter window, a coarser format) the one that saves the most bits for the loss
-that it adds is taken, as long as the limit allows one.
+Greedy: of all single steps downwards (a shorter window, a coarser format, the input instead of keys and values) the one
+that saves the most bits for the loss that it adds is taken, as long as the limit allows one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class _Layer:
     k: int = 0
     v: int = 0
     """Places on the ladder of formats."""
+    x: int | None = None
+    """Place of the layer's input, if that is held and no keys and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +58,8 @@ def search(
     Args:
         quick: added loss in nats and bits of a policy.
     """
-    block = config.block_size
-    windows = sorted({max(2, block * n // 16) for n in (16, 12, 8, 6, 4, 3, 2, 1)}, reverse=True)
-    layers = [_Layer(0)] * config.n_layer
+    windows = _windows(config.block_size)
+    layers = [_Layer(0)] * len(config.kv_layers)
     tried: dict[tuple[_Layer, ...], tuple[float, float]] = {}
 
     def judge(state: Sequence[_Layer]) -> tuple[float, float]:
@@ -77,27 +79,50 @@ def search(
     return Found(kv=_policy(config, windows, layers), added=added, bits=bits, tried=len(tried))
 
 
+def _windows(block: int) -> list[int]:
+    """The block, and on down to 2 tokens in steps of about a seventh: no choice is far from the best."""
+    found = [block]
+    while found[-1] > 2:
+        found.append(max(2, min(found[-1] - 1, round(found[-1] / 1.15))))
+    return found
+
+
 def _steps(layers: Sequence[_Layer], windows: int, *, alike: bool) -> Iterator[list[_Layer]]:
     """All states that are one step below; ``alike``: the step is taken in every layer."""
-    most = {"window": windows - 1, "k": len(_LADDER) - 1, "v": len(_LADDER) - 1}
-    for name, last in most.items():
+    for name in ("window", "k", "v", "x"):
         for chosen in [range(len(layers))] if alike else [[i] for i in range(len(layers))]:
-            if all(getattr(layers[i], name) < last for i in chosen):
-                yield [_lower(layer, name) if i in chosen else layer for i, layer in enumerate(layers)]
+            lower = {i: _lower(layers[i], name, windows) for i in chosen}
+            if all(layer is not None for layer in lower.values()):
+                yield [lower.get(i) or layer for i, layer in enumerate(layers)]
 
 
-def _lower(layer: _Layer, name: str) -> _Layer:
-    change: dict[str, Any] = {name: getattr(layer, name) + 1}
-    return replace(layer, **change)
+def _lower(layer: _Layer, name: str, windows: int) -> _Layer | None:
+    """A layer one step below; None where there is none. The input takes over at the finer of both formats."""
+    last = len(_LADDER) - 1
+    if name == "window":
+        return replace(layer, window=layer.window + 1) if layer.window < windows - 1 else None
+    if name == "x":
+        x = min(layer.k, layer.v) if layer.x is None else layer.x + 1
+        return replace(layer, x=x) if x <= last else None
+    place = layer.k if name == "k" else layer.v
+    change: dict[str, Any] = {name: place + 1}
+    return replace(layer, **change) if layer.x is None and place < last else None
 
 
 def _policy(config: ModelConfig, windows: Sequence[int], layers: Sequence[_Layer]) -> KVConfig:
+    """In words, with the most frequent layer first. Layers that read another's keys and values have none."""
     width = config.head_width
     fine = f"group={16 if width % 16 == 0 else width}"
-    words = [
-        f"window({windows[s.window]}), k={_LADDER[s.k].format(fine=fine)}, v={_LADDER[s.v].format(fine=fine)}"
-        for s in layers
-    ]
-    common = max(words, key=words.count)
-    own = [f"layers {i}: {w}" for i, w in enumerate(words) if w != common]
+
+    def form(place: int) -> str:
+        return _LADDER[place].format(fine=fine)
+
+    words = {
+        number: f"window({windows[s.window]}), "
+        + (f"k={form(s.k)}, v={form(s.v)}" if s.x is None else f"x={form(s.x)}")
+        for number, s in zip(config.kv_layers, layers, strict=True)
+    }
+    found = list(words.values())
+    common = max(found, key=found.count)
+    own = [f"layers {i}: {w}" for i, w in words.items() if w != common]
     return read_policy("; ".join([common, *own]))
