@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from bonsaigpt.config import KVConfig
+from bonsaigpt.data.tokenizers import CharTokenizer
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import cut, read_windows
 from bonsaigpt.study.kv import OWN, Bench, KVPoint, Subject, frontier, policies, variant_policies
 from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import search
+from bonsaigpt.study.kv_seen import kept, to_see, to_write, written
+from bonsaigpt.study.kv_seen_page import kept_section, written_section
 from bonsaigpt.study.statistics import bootstrap
 from bonsaigpt.torch_engine.kv.cache import PolicyCache
 from tests.torch_engine.decoders import model_of
@@ -211,3 +214,35 @@ def test_attention_that_takes_no_policy_is_read_with_its_own_cache() -> None:
         assert (point.policy, point.bits * 8) == (OWN, pytest.approx(bits))
         anew = read_windows(engine, one.model, one.config, cut(IDS, 2, 12), first=8)
         assert point.loss == pytest.approx(anew.losses_RT[:, 8:].mean())
+
+
+# ------------------------------------------------------------------ to look at
+
+
+def test_maps_show_what_is_held_and_texts_where_they_part(bench: Bench, tmp_path: Path) -> None:
+    engine = load_engine("torch", device="cpu", precision="fp32", threads=1)
+    words = ["window(8), bf16", "sinks(1)+window(2)+h2o(3), bf16", "window(2)+random(3), bf16", "window(2), sign"]
+    points = [replace(bench.measure(read_policy(w)), bits=90.0 - i) for i, w in enumerate(words)]
+    points = [replace(p, added=float(i)) for i, p in enumerate(points)]
+    assert [kv.policy.select.kind for kv in to_see(points, "runs/base")] == ["h2o", "random"]
+    assert to_see(points, "another") == []
+    maps = [kept(engine, BASE, kv, IDS[:12]) for kv in to_see(points, "runs/base")]
+    held = maps[0].held[1, 0]
+    assert len(maps[0].held) == 3 * 2
+    assert held[:, 0].all()  # the sink
+    assert held.diagonal().all()
+    assert (held.sum(1) == np.minimum(np.arange(1, 13), 5)).all()
+    assert not np.triu(held, 1).any()
+    front = to_write(points, "runs/base")
+    assert [p.policy for p in front] == words
+    tokenizer = CharTokenizer("abcdefghijklmnopq")
+    texts = written(engine, BASE, tokenizer, [front[0], front[-1]], IDS[:8], tokens=60)
+    exact = texts[0].text
+    assert len(exact) == 60
+    assert all(one.text[: one.same] == exact[: one.same] for one in texts)
+    assert texts[2].same < 60
+    assert texts[2].text[texts[2].same] != exact[texts[2].same]
+    section = written_section(texts)
+    assert f"the same for {texts[2].same:,} characters" in section
+    assert "held after each token" in kept_section(maps, tmp_path / "kept.png").lower()
+    assert (tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")

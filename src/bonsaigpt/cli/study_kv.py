@@ -27,10 +27,13 @@ from bonsaigpt.measure.kv import contiguous, cut
 from bonsaigpt.study.kv import Bench, Subject, policies, variant_policies
 from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import Found, search
+from bonsaigpt.study.kv_seen import kept, to_see, to_write, written
 
 __all__ = ["measure", "run"]
 
 _LIMIT = number_above_zero("cannot be a limit: use a number above 0")
+_WRITTEN = 200
+"""Tokens that are written through some policies."""
 _EXAMPLE = """  bonsai study kv runs/shakespeare-char
   bonsai study kv runs/shakespeare-char --max-loss 0.05
   bonsai study kv runs/whole --variant runs/whole-shrunk --variant runs/multi-query
@@ -90,6 +93,10 @@ def measure(argv: list[str]) -> KVStudy:
         for number, (kv, subject) in enumerate(work):
             points.append(bench.measure(kv, subject))
             advance("policies", number + 1, len(work), points[-1].policy)
+        seen = [kept(engine, base, kv, streams[0, : 2 * block]) for kv in to_see(points, base.label)]
+        advance("writing", 0, 1)
+        front = to_write(points, base.label)
+        texts = written(engine, base, opened.tokenizer, front, streams[0, :block], tokens=_WRITTEN)
     study = KVStudy(
         label=opened.label,
         block=block,
@@ -99,6 +106,8 @@ def measure(argv: list[str]) -> KVStudy:
         best=bench.best,
         points=points,
         found=found,
+        kept=seen,
+        written=texts,
     )
     folder = arguments.out or (opened.run.path / "studies" if opened.run is not None else Path("."))
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.drawing import save_drawing
 from bonsaigpt.study.kv import OWN, KVPoint, Reference, frontier
 from bonsaigpt.study.kv_search import Found
+from bonsaigpt.study.kv_seen import Kept, Written
+from bonsaigpt.study.kv_seen_page import kept_section, written_section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +43,10 @@ class KVStudy:
     best: Reference
     points: Sequence[KVPoint]
     found: Found | None = None
+    kept: Sequence[Kept] = ()
+    """What some policies hold of a text."""
+    written: Sequence[Written] = ()
+    """What the model writes through some policies, the uncompressed one first."""
 
     @property
     def _of_base(self) -> list[KVPoint]:
@@ -125,12 +131,14 @@ def write_kv(study: KVStudy, folder: Path) -> list[Path]:
         f"<section><h2>References</h2>{table(*_references(study))}</section>",
         f"<section><h2>Policies</h2>{table(*kv_table(study.points))}</section>",
         f"<section><h2>Loss by position</h2>{table(*_positions(study))}</section>",
+        kept_section(study.kept, folder / "kv-kept.png") if study.kept else "",
+        written_section(study.written) if study.written else "",
         "<section><h2>Commands</h2><pre>"
         + text("\n".join(_command(study, p) for p in study.points))
         + "</pre></section>",
     ]
     write_text(page, document(f"{study.label}: the cache · BonsaiGPT", "\n".join(parts)))
-    return [page, image, figures]
+    return [page, image, figures, *([folder / "kv-kept.png"] if study.kept else [])]
 
 
 def _command(study: KVStudy, point: KVPoint) -> str:
