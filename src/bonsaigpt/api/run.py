@@ -34,6 +34,7 @@ from bonsaigpt.report.history import History, read_history
 from bonsaigpt.sampling import Pattern, Sampling
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.study.compress_page import CompressStudy
+from bonsaigpt.study.kv_answers import KVAnswersStudy
 from bonsaigpt.study.kv_page import KVStudy
 
 __all__ = ["Rules", "Run", "train_words"]
@@ -348,12 +349,14 @@ class Run:
         length: int | None = None,
         rows: int | None = None,
         chunk: int | None = None,
+        variants: Sequence[str | Path] = (),
         fast: bool = False,
         quiet: bool = False,
-    ) -> KVStudy:
-        """What the cache costs, in bits and loss, through many policies: `bonsai study kv`, whose flags these are."""
+    ) -> KVStudy | KVAnswersStudy:
+        """What the cache costs, in bits and loss, or of a task in answers, through many policies: `bonsai study kv`,
+        whose flags these are."""
         limits = flags(max_bits=max_bits, max_loss=max_loss, length=length, rows=rows, chunk=chunk, fast=fast)
-        chosen = [f"--policy={policy}" for policy in policies]
+        chosen = [f"--policy={policy}" for policy in policies] + [f"--variant={run}" for run in variants]
         with shown(quiet):
             return study_kv.measure([self.address, *chosen, *limits, *flags(corpora=self._corpora)])
 

@@ -20,11 +20,13 @@ from bonsaigpt.cli.common import (
 from bonsaigpt.cli.eval import source_of
 from bonsaigpt.cli.studying import tell
 from bonsaigpt.config import KVConfig
+from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.errors import ConfigError, DataError
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.measure.kv import contiguous, cut
 from bonsaigpt.study.kv import Bench, Subject, policies, variant_policies
+from bonsaigpt.study.kv_answers import KVAnswersStudy, answers_table, study_answers, write_answers
 from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import Found, search
 from bonsaigpt.study.kv_seen import kept, to_see, to_write, written
@@ -35,6 +37,7 @@ _LIMIT = number_above_zero("cannot be a limit: use a number above 0")
 _WRITTEN = 200
 """Tokens that are written through some policies."""
 _EXAMPLE = """  bonsai study kv runs/shakespeare-char
+  bonsai study kv runs/recall --policy "window(16), bf16" --policy "full, x=int4"
   bonsai study kv runs/shakespeare-char --max-loss 0.05
   bonsai study kv runs/whole --variant runs/whole-shrunk --variant runs/multi-query
   bonsai study kv runs/shakespeare-char --policy "window(32), int4" --policy "window(16), int8\""""
@@ -46,12 +49,15 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def measure(argv: list[str]) -> KVStudy:
-    """What the verb does, and what it found."""
+def measure(argv: list[str]) -> KVStudy | KVAnswersStudy:
+    """What the verb does, and what it found; of a task's model its answers."""
     arguments = _parser().parse(argv)
     chosen = [read_policy(words) for words in arguments.policy]
     opened = open_model(arguments.model, runs=arguments.runs)
-    ids = contiguous(source_of(opened, arguments.text, arguments.corpora))
+    source = source_of(opened, arguments.text, arguments.corpora)
+    if source.exact_match:
+        return _answers(arguments, opened, source, chosen)
+    ids = contiguous(source)
     config, block = opened.config, opened.config.block_size
     if config.position.kind == "learned":
         raise DataError(
@@ -109,12 +115,39 @@ def measure(argv: list[str]) -> KVStudy:
         kept=seen,
         written=texts,
     )
-    folder = arguments.out or (opened.run.path / "studies" if opened.run is not None else Path("."))
-    folder.mkdir(parents=True, exist_ok=True)
-    tell(kv_table(points), study.verdict, write_kv(study, folder))
+    tell(kv_table(points), study.verdict, write_kv(study, _folder(arguments, opened)))
     if found is not None:
         print(f'{found.bits:,.0f} bits a token: bonsai sample {arguments.model} --kv "{write_policy(found.kv)}"')
     return study
+
+
+def _answers(
+    arguments: argparse.Namespace, opened: Opened, source: BatchSource, chosen: list[KVConfig]
+) -> KVAnswersStudy:
+    """The study of a task, whose problems are read whole."""
+    asked = {
+        "--max-bits": arguments.max_bits,
+        "--max-loss": arguments.max_loss,
+        "--length": arguments.length,
+        "--variant": arguments.variant,
+    }
+    if given := [name for name, value in asked.items() if value]:
+        raise ConfigError(
+            f"{opened.label} answers a task, of which whole problems are read: {' and '.join(given)} are of text; "
+            "leave them out"
+        )
+    engine, model = opened.on(arguments)
+    tried = chosen or [read_policy(words) for words in policies(opened.config)]
+    with progress_bar(Console(stderr=True)) as advance:
+        found = study_answers(engine, model, opened.config, source, tried, label=opened.label, advance=advance)
+    tell(answers_table(found), found.verdict, write_answers(found, _folder(arguments, opened)))
+    return found
+
+
+def _folder(arguments: argparse.Namespace, opened: Opened) -> Path:
+    folder = arguments.out or (opened.run.path / "studies" if opened.run is not None else Path("."))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _trained(opened: Opened) -> KVConfig | None:
@@ -149,7 +182,7 @@ def _parser() -> Parser:
         "study kv",
         "Read the validation text through many cache policies, past the training context, and draw bits held against "
         "loss: formats, windows, choices of tokens, their products, what a search finds within a budget, and runs that "
-        "were trained to need less. It trains nothing itself.",
+        "were trained to need less. Of a task's model the answers count instead of the loss. It trains nothing itself.",
         _EXAMPLE,
     )
     parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
