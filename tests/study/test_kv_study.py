@@ -244,5 +244,7 @@ def test_maps_show_what_is_held_and_texts_where_they_part(bench: Bench, tmp_path
     assert texts[2].text[texts[2].same] != exact[texts[2].same]
     section = written_section(texts)
     assert f"the same for {texts[2].same:,} characters" in section
-    assert "held after each token" in kept_section(maps, tmp_path / "kept.png").lower()
+    html = kept_section(maps, tmp_path / "kept.png")
+    assert "Held after each token" in html
+    assert "<image" not in html  # the page's own policy lets no image in
     assert (tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")

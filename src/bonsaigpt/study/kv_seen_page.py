@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bonsaigpt.report.markup import panel, text
 from bonsaigpt.study.drawing import save_drawing
 from bonsaigpt.study.kv_seen import Kept, Written
@@ -35,15 +37,16 @@ def kept_section(maps: Sequence[Kept], image: Path) -> str:
 def _draw(figure: Figure, maps: Sequence[Kept], columns: int) -> None:
     grid = figure.subplots(len(maps), columns, squeeze=False)
     for row, kept in zip(grid, maps, strict=True):
-        for axes in row:
+        for axes in row[len(kept.held) :]:
             axes.set_axis_off()
         for axes, ((layer, head), held_TT) in zip(row, kept.held.items(), strict=False):
-            axes.set_axis_on()
-            axes.imshow(held_TT, cmap="Greens", vmin=0, vmax=1.25, interpolation="nearest", aspect="equal")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.set_title(f"layer {layer}, head {head}", fontsize=6)
-        row[0].set_title(f"{kept.policy}\nlayer 0, head 0", fontsize=6, loc="left")
+            # What is forgotten never comes back: each token is one bar, from its own moment on.
+            T = len(held_TT)
+            begins = np.arange(T)
+            axes.fill_between(begins, begins, begins + held_TT.sum(0), step="mid", color="#3ca951", linewidth=0)
+            axes.set(xlim=(-0.5, T - 0.5), ylim=(T, 0), xticks=[], yticks=[], aspect="equal")
+            name = f"layer {layer}, head {head}"
+            axes.set_title(f"{kept.policy}\n{name}" if axes is row[0] else name, fontsize=6, loc="left")
 
 
 def written_section(texts: Sequence[Written]) -> str:
