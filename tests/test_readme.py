@@ -307,6 +307,24 @@ def test_the_commands_of_sampling_and_generation_run(workshop: Path, capsys: pyt
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["coins", "shrinking"])
+def test_the_commands_of_the_worked_paths_run(
+    page: str, workshop: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In small; what they print at full size is recorded, see test_figures.py."""
+    shutil.copy(shared_data / "tinyshakespeare.txt", workshop)
+    small = {"zero-one": ["--data.sequences", "100"], "zero_one": ["--data.sequences", "100"]}
+    small |= {"sort": ["--data.val_examples", "100"], "runs/zero-one": []}
+    for command in commands((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")):
+        if "jax" in command and find_spec("optax") is None:
+            continue
+        words = [*quick(command), *small.get(command[1] if command[0] in ("train", "prepare", "study") else "", [])]
+        if "--resume" in command:
+            words = [*command, "--train.steps", "6", "--train.eval_interval", "6"]
+        assert main(words) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+
+
 def test_the_check_sees_a_command_that_does_not_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [command] = commands("```sh\nbonsai train stdlib --modl.n_layer 3\n```")
     assert main(quick(command)) == 2

@@ -1,0 +1,153 @@
+"""Figures and outputs on the handbook's pages, written from recordings of the pages' own commands.
+
+    python docs/figures.py record coins.md      # runs what was not recorded yet, into docs/recorded/coins.json
+    python docs/figures.py fill                 # writes what was recorded into the pages; a test holds that they agree
+
+A page marks what is to be written:
+
+    <!--2: loss ([0-9.]+)-->0.6365<!--/-->      what the pattern finds in the output of the page's second command
+    <!--2 lines 0:5-->, a block, <!--/-->       lines of that output, as a slice counts them
+    <!--commands-->, text, <!--/-->             when and where all of them were recorded
+
+Recording goes on where it was stopped: in the same folder, and as long as the commands before are still the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+__all__ = ["Recorded", "commands", "fill", "read_record", "record"]
+
+DOCS = Path(__file__).resolve().parent
+RECORDS = DOCS / "recorded"
+
+_FIGURE = re.compile(r"<!--(\d+): (.+?)-->(.*?)<!--/-->")
+_LINES = re.compile(r"<!--(\d+) lines (-?\d*):(-?\d*)-->\n.*?<!--/-->", re.DOTALL)
+_COMMANDS = re.compile(r"<!--commands-->.*?<!--/-->", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One command and what it printed."""
+
+    command: str
+    """As the page has it."""
+    output: str
+    """On standard output."""
+    seconds: float
+    """By the clock, with the start of the program."""
+    machine: str
+    day: str
+
+
+def commands(page: str) -> list[str]:
+    """The `bonsai` commands of the page's shell blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("bonsai ")]
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines]
+
+
+def read_record(page: Path) -> list[Recorded]:
+    """What was recorded of a page; nothing of most."""
+    file = RECORDS / f"{page.stem}.json"
+    return [Recorded(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
+def fill(page: str, recorded: list[Recorded]) -> str:
+    """The page with its figures and outputs written anew.
+
+    Raises:
+        ValueError: a command was changed since, or a mark finds nothing in what was recorded.
+    """
+    if (found := commands(page)) != [entry.command for entry in recorded]:
+        raise ValueError(
+            f"the page has {found}, recorded were {[entry.command for entry in recorded]}: record it again"
+        )
+
+    def figure(mark: re.Match[str]) -> str:
+        number, pattern = int(mark[1]), mark[2]
+        match = re.search(pattern, recorded[number - 1].output)
+        if match is None:
+            raise ValueError(
+                f"'{pattern}' finds nothing in the output of command {number}: {recorded[number - 1].command}"
+            )
+        return f"<!--{number}: {pattern}-->{match[1]}<!--/-->"
+
+    def lines(mark: re.Match[str]) -> str:
+        begin, end = (int(text) if text else None for text in (mark[2], mark[3]))
+        chosen = recorded[int(mark[1]) - 1].output.splitlines()[begin:end]
+        block = "\n".join(line.rstrip() for line in chosen)
+        return f"<!--{mark[1]} lines {mark[2]}:{mark[3]}-->\n\n```text\n{block}\n```\n\n<!--/-->"
+
+    def about(_: re.Match[str]) -> str:
+        days, machines = sorted({r.day for r in recorded}), sorted({r.machine for r in recorded})
+        words = f"recorded on {days[-1]} by the page's commands; {'; '.join(machines)}"
+        return f"<!--commands-->{words}<!--/-->"
+
+    return _COMMANDS.sub(about, _LINES.sub(lines, _FIGURE.sub(figure, page)))
+
+
+def record(page: Path, folder: Path) -> None:
+    """Run the page's commands one after the other in a folder, and write down what each printed as soon as it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recorded = read_record(page)
+    found = commands(page.read_text(encoding="utf-8"))
+    same = sum(1 for _ in _while_equal(found, [entry.command for entry in recorded]))
+    recorded = recorded[:same]
+    for command in found[same:]:
+        print(f"$ {command}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        words = [sys.executable, "-m", "bonsaigpt", *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = round(time.perf_counter() - began, 1)
+        recorded.append(Recorded(command, done.stdout, seconds, _machine(), f"{datetime.now(UTC):%Y-%m-%d}"))
+        RECORDS.mkdir(exist_ok=True)
+        text = json.dumps([asdict(entry) for entry in recorded], indent=1, ensure_ascii=False) + "\n"
+        (RECORDS / f"{page.stem}.json").write_text(text, encoding="utf-8")
+
+
+def _while_equal(a: list[str], b: list[str]) -> list[str]:
+    same = []
+    for left, right in zip(a, b, strict=False):
+        if left != right:
+            break
+        same.append(left)
+    return same
+
+
+def _machine() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS")
+    name = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        names = re.findall(r"model name\s*: (.*)", info.read_text())
+        name = names[0] if names else name
+    return f"{os.cpu_count()} cores of {name}" + (f", {threads} thread" + "s" * (threads != "1") if threads else "")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["record", "fill"])
+    parser.add_argument("page", nargs="?", help="a page of docs/; of `fill`, all if left out")
+    parser.add_argument("--folder", type=Path, help="where to run (default: a folder of the page's name here)")
+    arguments = parser.parse_args()
+    pages = [DOCS / arguments.page] if arguments.page else [DOCS / f"{file.stem}.md" for file in RECORDS.glob("*.json")]
+    for page in pages:
+        if arguments.what == "record":
+            record(page, arguments.folder or Path(page.stem))
+        page.write_text(fill(page.read_text(encoding="utf-8"), read_record(page)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
