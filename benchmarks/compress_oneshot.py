@@ -3,7 +3,7 @@
 Teachers are trained once (recipe ``shakespeare-char-best``, one for each seed) and kept. Every method then stores the
 same share of each weight of ``--layers``; the loss is over the whole validation split. "in sequence": each matrix is
 calibrated on the prefix that is compressed already, and fitted to what the teacher's residual stream is there. The
-token embedding and the head are no maps inside a block: they are fitted to themselves, whatever the method.
+rows of an embedding count as often as they are looked up, where inputs are known; one that is tied is a head.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from common import Ledger, finish, guarded, machine, progress, show
 from compressing import Shape, compression_parser, low_rank, near_square, teacher_of
 
 from bonsaigpt.checkpoint import Arrays
-from bonsaigpt.compress import Moments, fit, like_units, permute_hidden
+from bonsaigpt.compress import Moments, fit, fit_rows, like_units, permute_hidden
+from bonsaigpt.compress.plan import is_map
 from bonsaigpt.config import ModelConfig
 from bonsaigpt.engines import load_engine
 from bonsaigpt.measure import evaluate
@@ -105,7 +106,7 @@ def compressed(
             order = like_units(teacher[name], sums.means()[0], method.groups)
             teacher = permute_hidden(teacher, name.removesuffix(".c_fc.weight"), order)
     original, values, stored = build(config, values=teacher), dict(teacher), 0
-    maps = [name for name in names if ".h." in name]
+    maps = [name for name in names if is_map(config, name)]
     at_once = map_sums(original, tokens, maps) if method.aware and not method.in_sequence else {}
     for name in names:
         W, C = teacher[name].astype(np.float64), None
@@ -116,9 +117,17 @@ def compressed(
             W, C = moments.best(W), moments.C
         elif name in at_once:
             C = at_once[name].means()[0]
-        values[name] = structure.expand(fit(structure, W, C)).astype(np.float32)
+        looked_up = method.aware and name not in maps and "wte" in name
+        factors = fit_rows(structure, W, _shares(tokens, len(W))) if looked_up else fit(structure, W, C)
+        values[name] = structure.expand(factors).astype(np.float32)
         stored += structure.parameters
     return values, stored
+
+
+def _shares(tokens: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """How often each row of the embedding is looked up, and once more."""
+    counts = np.bincount(np.concatenate([batch.ravel() for batch in tokens]), minlength=rows) + 1.0
+    return counts / counts.sum()
 
 
 def _calibration(source: Any, tokens: int) -> list[np.ndarray]:

@@ -30,6 +30,7 @@ from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.spec import parameter_count, parameters
 from bonsaigpt.structure import structures
 
+WTE = "transformer.wte.weight"
 FC, PROJ = "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_proj.weight"
 
 
@@ -101,6 +102,21 @@ def test_better_initialisers_cost_less(trained: tuple[RunConfig, Subject]) -> No
         found = replace_blocks(subject, Plan(SMALL, init=init))  # type: ignore[arg-type]
         costs[init] = found.loss - found.dense_loss
     assert costs["activations"] < costs["weight"] < costs["random"]
+
+
+@pytest.mark.parametrize(("tied", "name"), [(True, WTE), (False, WTE), (False, "lm_head.weight")])
+def test_tables_and_heads_are_fitted_to_what_they_are_for(
+    tied: bool, name: str, trained: tuple[RunConfig, Subject]
+) -> None:
+    """A head to its logits on real inputs, and one that is tied too; rows that are only looked up by how often."""
+    config, subject = trained[0].model.model_copy(update={"tie_embeddings": tied}), trained[1]
+    values = subject.values if tied else subject.values | {"lm_head.weight": subject.values[WTE]}
+    own, costs = replace(subject, config=config, values=values), {}
+    for init in ("weight", "activations"):
+        found = replace_blocks(own, Plan({name: LowRankStructure(rank=6)}, init=init))  # type: ignore[arg-type]
+        costs[init] = found.loss - found.dense_loss
+        assert found.loss == pytest.approx(loss_of(own, found), abs=1e-5)
+    assert costs["activations"] < (0.99 if tied else 0.95) * costs["weight"]  # a tied one is looked up all the same
 
 
 def test_pruning_keeps_rows_and_refuses_what_it_cannot_make(trained: tuple[RunConfig, Subject]) -> None:

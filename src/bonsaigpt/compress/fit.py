@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from bonsaigpt.compress.als import activation_aware
 from bonsaigpt.compress.exact import monarch_projection, pruned_kronecker, truncated_svd, van_loan, whitened_svd
 from bonsaigpt.structure import Arrays, Kronecker, KroneckerColumns, LowRank, Monarch, Structure
 
-__all__ = ["fit", "pruned", "schur_complement", "strongest_columns"]
+__all__ = ["fit", "fit_rows", "pruned", "schur_complement", "strongest_columns"]
 
 
 def pruned(structure: Structure, W: np.ndarray) -> Arrays:
@@ -48,6 +49,24 @@ def fit(structure: Structure, W: np.ndarray, C: np.ndarray | None = None, *, swe
             return {"L": L, "R": R}
         case _:
             return {"": W.astype(np.float64)}
+
+
+def fit_rows(structure: Structure, W: np.ndarray, shares: np.ndarray) -> Arrays:
+    """Factors of a table whose rows are looked up, each as often as ``shares`` (rows,) says: the fit to the output of
+    the transposed matrix for inputs of one entry each. Monarch and kept columns are fitted blind to it."""
+    C = np.diag(shares)
+    match structure:
+        case KroneckerColumns():
+            return fit(structure, W)
+        case Kronecker():
+            turned = replace(structure, out=structure.into, into=structure.out, a_shape=structure.a_shape[::-1])
+            found = fit(turned, W.T, C)
+            return found | {name: found[name].transpose(0, 2, 1) for name in ("A", "B")}
+        case LowRank():
+            found = fit(replace(structure, out=structure.into, into=structure.out), W.T, C)
+            return {"U": found["V"].T, "V": found["U"].T}
+        case _:
+            return fit(structure, W)
 
 
 def strongest_columns(W: np.ndarray, C: np.ndarray, count: int) -> tuple[int, ...]:

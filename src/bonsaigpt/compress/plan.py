@@ -12,7 +12,7 @@ from bonsaigpt.config import ModelConfig, NarrowStructure, RunConfig, StructureC
 from bonsaigpt.errors import ConfigError, did_you_mean
 from bonsaigpt.files import write_text
 
-__all__ = ["INITS", "Init", "Plan", "block_of", "blocks_of", "read_plan", "write_plan"]
+__all__ = ["INITS", "Init", "Plan", "block_of", "blocks_of", "is_map", "read_plan", "write_plan"]
 
 Init: TypeAlias = Literal["activations", "distilled", "weight", "pruned", "random"]
 INITS: tuple[Init, ...] = get_args(Init)
@@ -52,6 +52,11 @@ def blocks_of(config: ModelConfig, changed: Sequence[str]) -> list[list[str]]:
         if name in changed:
             blocks.setdefault(block_of(name), []).append(name)
     return list(blocks.values())
+
+
+def is_map(config: ModelConfig, name: str) -> bool:
+    """Whether a weight is multiplied with activations, and not only looked up."""
+    return name.startswith("transformer.h.") or name == config.head
 
 
 def block_of(name: str) -> str:

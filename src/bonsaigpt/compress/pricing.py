@@ -10,7 +10,7 @@ import numpy as np
 
 from bonsaigpt.compress.candidates import at_size, calibrated, candidates, dense_candidate
 from bonsaigpt.compress.narrow import cut_hidden, narrow_candidates, units_to_keep
-from bonsaigpt.compress.plan import Init, Plan
+from bonsaigpt.compress.plan import Init, Plan, is_map
 from bonsaigpt.compress.planner import Option, Price, allocate, evenly, options, smallest_within
 from bonsaigpt.compress.subject import Advance, Subject, silent
 from bonsaigpt.config import ModelConfig
@@ -83,7 +83,7 @@ def price(
             the better it predicts.
     """
     weights = chosen_weights(subject.config, layers)
-    maps = [name for name in weights if name.startswith("transformer.h.")]
+    maps = [name for name in weights if is_map(subject.config, name)]
     advance("calibrating", 0, 0)
     moments = {name: found.C for name, found in subject.moments(maps).items()}
     before = subject.judge(subject.model)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bonsaigpt.compress.fit import fit, pruned
+from bonsaigpt.compress.fit import fit, fit_rows, pruned
 from bonsaigpt.compress.narrow import cut_hidden, units_to_keep
 from bonsaigpt.compress.permute import like_units, permute_hidden
-from bonsaigpt.compress.plan import Plan, block_of, blocks_of
+from bonsaigpt.compress.plan import Plan, block_of, blocks_of, is_map
 from bonsaigpt.compress.subject import Advance, Subject, silent
 from bonsaigpt.config import (
     DenseStructure,
@@ -173,7 +173,7 @@ class _Work:
             own = [n for n in together if n in settings or (block in settings and n in outer)]
             if not own:
                 continue
-            maps = [n for n in own if n.startswith("transformer.h.")]
+            maps = [n for n in own if is_map(self.config, n)]
             moments = self.subject.moments(maps, work.model()) if aware and maps else {}
             for name in own:
                 W, C = work.values[name].astype(np.float64), None
@@ -191,7 +191,12 @@ class _Work:
             return replace(self, values=self.values | {name: W.astype(np.float32)})
         factors = {**self.factors, name: (setting, Arrays())}
         structure = structures(replace(self, factors=factors).factored_config())[name]
-        own = self._random(name, factors) if plan.init == "random" else _fitted(name, structure, W, C, plan)
+        if plan.init == "random":
+            own = self._random(name, factors)
+        elif name == "transformer.wte.weight" and C is None and plan.init in ("activations", "distilled"):
+            own = fit_rows(structure, W, self.subject.token_shares)
+        else:
+            own = _fitted(name, structure, W, C, plan)
         factors[name] = (setting, own)
         matrix = structure.expand({factor: value.astype(np.float64) for factor, value in own.items()})
         return replace(self, values=self.values | {name: matrix.astype(np.float32)}, factors=factors)

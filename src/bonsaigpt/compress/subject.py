@@ -57,6 +57,13 @@ class Subject:
         """Other batches, of the training split too: the validation split is not for planning."""
         return self._batches(len(self.calibration), self.tokens // _JUDGED)
 
+    @cached_property
+    def token_shares(self) -> np.ndarray:
+        """How often each token of the vocabulary (padding included) is read in calibration, and once more, (V,)."""
+        tokens = np.concatenate([batch.ravel() for batch in self.calibration])
+        counts = np.bincount(tokens, minlength=self.config.vocabulary_rows) + 1.0
+        return counts / counts.sum()
+
     def moments(self, names: Sequence[str], model: Any = None) -> dict[str, Moments]:
         """Of the named maps: their own inputs and outputs; of ``model``'s maps the inputs there, and the outputs that
         would bring its residual stream back to the subject's."""

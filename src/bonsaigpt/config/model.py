@@ -230,6 +230,11 @@ class ModelConfig(Config):
             shapes["lm_head.weight"] = (rows, self.n_embd)
         return shapes
 
+    @property
+    def head(self) -> str:
+        """The weight from the last hidden state to the logits, which may be the embedding's."""
+        return "transformer.wte.weight" if self.tie_embeddings else "lm_head.weight"
+
     def structure_of(self, name: str) -> WeightStructure:
         """What the weight of that name is made of; a tied head is made of what the embedding is."""
         found = chosen(self.structure, name)

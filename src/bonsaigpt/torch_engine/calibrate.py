@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bonsaigpt.torch_engine.linear import Linear
+from bonsaigpt.torch_engine.linear import Linear, linear
 from bonsaigpt.torch_engine.model import GPT
 
 __all__ = ["MapSums", "map_sums", "watching"]
@@ -48,7 +48,8 @@ class MapSums:
 def map_sums(
     model: GPT, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: GPT | None = None, drift: bool = True
 ) -> dict[str, MapSums]:
-    """Sums for the named weights (``transformer.h.0.mlp.c_fc.weight``) over batches of tokens (B, T).
+    """Sums for the named weights (``transformer.h.0.mlp.c_fc.weight``) over batches of tokens (B, T). An embedding that
+    is tied counts as the head that it is.
 
     Args:
         teacher: the model before compression. Inputs are ``model``'s, outputs wished for are the teacher's on the same
@@ -81,8 +82,11 @@ def _norm_of(name: str) -> str | None:
 
 def _seen(model: GPT, tokens: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Input and output (T, ...) of the named modules in one pass; outputs of maps without their bias."""
-    with watching(model, names) as seen:
-        model.hidden(tokens)
+    head = model.config.head.removesuffix(".weight")
+    with watching(model, [name for name in names if name != head]) as seen:
+        hidden_BTD = model.hidden(tokens)
+    if head in names:
+        seen[head] = hidden_BTD, linear(hidden_BTD, model.head_weight)
     return {name: (x.flatten(0, -2), _without_bias(model, name, y).flatten(0, -2)) for name, (x, y) in seen.items()}
 
 
