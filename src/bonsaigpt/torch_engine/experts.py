@@ -67,7 +67,9 @@ class Experts(MLP):
         """D -> F of each block's expert."""
         weight_EFD = dense(linear.weight).unflatten(0, (self.experts, -1))
         h_JSF = _products(x_JSD, weight_EFD, experts_J)
-        return h_JSF if linear.bias is None else h_JSF + linear.bias.view(self.experts, -1)[experts_J][:, None]
+        if linear.bias is None:
+            return h_JSF
+        return h_JSF + F.embedding(experts_J, linear.bias.view(self.experts, -1))[:, None]
 
     def units(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """What the non-linearity of every expert would see of every token, (N, E, F), and which of them it meets,
