@@ -9,6 +9,8 @@ A page marks what is to be written:
     <!--2 lines 0:5-->, a block, <!--/-->       lines of that output, as a slice counts them
     <!--commands-->, text, <!--/-->             when and where all of them were recorded
 
+A mark inside a text never begins a line: Markdown would take the line for HTML.
+
 Recording goes on where it was stopped: in the same folder, and as long as the commands before are still the same.
 """
 

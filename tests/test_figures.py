@@ -33,6 +33,7 @@ def test_a_page_says_what_was_recorded(name: str) -> None:
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     recorded = figures.read_record(DOCS / f"{name}.md")
     assert figures.fill(page, recorded) == page, f"python docs/figures.py fill {name}.md"
+    assert not re.search(r"^<!--(\d+:|commands)", page, flags=re.MULTILINE), "Markdown takes such a line for HTML"
     assert re.search(r"<!--\d+[ :]", page), "nothing on the page comes from the recording"
 
 
