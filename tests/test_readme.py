@@ -308,7 +308,7 @@ def test_the_commands_of_sampling_and_generation_run(workshop: Path, capsys: pyt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["coins", "sorting", "shrinking"])
+@pytest.mark.parametrize("page", ["start", "coins", "sorting", "shrinking"])
 def test_the_commands_of_the_worked_paths_run(
     page: str, workshop: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
