@@ -17,9 +17,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ class Server:
     """Seconds from the command to the first answer, Python and torch included."""
 
     @property
+    def work(self) -> float:
+        """Seconds of a core that it took so far."""
+        fields = Path(f"/proc/{self.process}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def memory(self) -> float:
         """MB of it that are in memory."""
         status = Path(f"/proc/{self.process}/status").read_text(encoding="ascii")
@@ -54,6 +60,31 @@ class Told:
     tokens: int
     text: str
     finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tokens that came in so many seconds, and all of them with the seconds of a core that the server took for them."""
+
+    tokens: int
+    seconds: float
+    all_tokens: int
+    work: float
+
+    def plus(self, other: Made) -> Made:
+        """Both together."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Made(*(one + another for one, another in pairs))
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+    @property
+    def by_work(self) -> float:
+        """Tokens a second of a core."""
+        return self.all_tokens / self.work
 
 
 @dataclass
@@ -140,22 +171,28 @@ async def _load(server: Server, arguments: argparse.Namespace) -> dict[str, Any]
     texts = [(told, alone[number % len(alone)]) for number, client in enumerate(clients) for told in client.told]
     wrong = sum(told.text != expected for told, expected in texts)
     firsts = sorted(told.first for told, _ in texts)
-    one = (before + after) / 2
-    ratio = together / one
+    one = before.plus(after)
+    ratio = together.rate / one.rate
+    # On a machine that others use as well, seconds say how much of it was left over; work does not.
+    by_work = together.by_work / one.by_work
     show(
         machine(),
-        ["", "tokens/s"],
+        ["", "tokens a second", "tokens a second of a core"],
         [
-            ["one client, before and after", f"{before:,.0f}, {after:,.0f}"],
-            [f"{len(clients)} clients", f"{together:,.0f} ({ratio:.1f} times)"],
-            ["texts, and of those not what they are alone", f"{len(texts):,}, {wrong}"],
-            ["first token: median, p99", f"{_quantile(firsts, 0.5):.3f} s, {_quantile(firsts, 0.99):.3f} s"],
+            ["one client, before", f"{before.rate:,.0f}", f"{before.by_work:,.0f}"],
+            ["one client, after", f"{after.rate:,.0f}", f"{after.by_work:,.0f}"],
+            [f"{len(clients)} clients", f"{together.rate:,.0f}", f"{together.by_work:,.0f}"],
+            ["times as many", f"{ratio:.1f}", f"{by_work:.1f}"],
+            ["texts", f"{len(texts):,}", ""],
+            ["of those not what they are alone", wrong, ""],
+            ["s to the first token: median, p99", f"{_quantile(firsts, 0.5):.3f}, {_quantile(firsts, 0.99):.3f}", ""],
         ],
     )
     return {
-        "one": [before, after],
-        "together": together,
+        "one": asdict(one),
+        "together": asdict(together),
         "ratio": ratio,
+        "by_work": by_work,
         "texts": len(texts),
         "wrong": wrong,
         "first_median": _quantile(firsts, 0.5),
@@ -170,25 +207,24 @@ def _body(server: Server, arguments: argparse.Namespace, seed: int) -> dict[str,
     return asked | {"stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
 
 
-async def _for(server: Server, clients: list[Client], seconds: float) -> float:
-    """Tokens a second of all clients, over whole texts: nothing is counted that came after the end."""
-    began = time.perf_counter()
+async def _for(server: Server, clients: list[Client], seconds: float) -> Made:
+    """What all clients got in so much time; each asks anew when its text is whole."""
+    began, work = time.perf_counter(), server.work
     end = began + seconds
-    made = 0
+    counts = [0, 0]  # until the end, and after it
+
+    def count(tokens: int) -> None:
+        counts[time.perf_counter() >= end] += tokens
 
     async def go(client: Client) -> None:
-        nonlocal made
         while time.perf_counter() < end:
-            told = await _stream(server.port, client.body)
-            client.told.append(told)
-            if time.perf_counter() < end:
-                made += told.tokens
+            client.told.append(await _stream(server.port, client.body, count))
 
     await asyncio.gather(*(go(client) for client in clients))
-    return made / seconds
+    return Made(counts[0], seconds, sum(counts), server.work - work)
 
 
-async def _stream(port: int, body: dict[str, Any]) -> Told:
+async def _stream(port: int, body: dict[str, Any], count: Callable[[int], None] = lambda tokens: None) -> Told:
     """One streaming request on a connection of its own; what it says is read when it is over."""
     data = json.dumps(body).encode()
     began = time.perf_counter()
@@ -201,6 +237,7 @@ async def _stream(port: int, body: dict[str, Any]) -> Told:
         if not part:
             break
         parts.append(part)
+        count(part.count(b'"text":'))
         if not first and b"data: " in part:
             first = time.perf_counter() - began
     writer.close()

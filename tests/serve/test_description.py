@@ -1,4 +1,4 @@
-"""The OpenAPI description is true: schemathesis makes requests of it, right ones and wrong ones, and reads the answers."""
+"""The OpenAPI description is true: schemathesis makes requests of it, right and wrong, and reads the answers."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import pytest
 httpx = pytest.importorskip("httpx", reason="pip install openai")
 
 import bonsaigpt  # noqa: E402
+from bonsaigpt.generate import Session  # noqa: E402
 from tests.serve.conftest import LIMITS, Live, live  # noqa: E402
 
 ENDLESS: dict[str, Any] = {"model": "letters", "prompt": "the", "max_tokens": 1_000_000, "stream": True}
@@ -81,6 +82,28 @@ def test_what_takes_too_long_ends(runs: Path) -> None:
         streamed = client.post("/v1/completions", json=ENDLESS).text
         assert json.loads(streamed.strip().splitlines()[-1].removeprefix("data: "))["error"]["code"] == "timeout"
         until(lambda: texts(client) == 0)
+
+
+def test_a_fault_of_ours_costs_the_texts_at_work_and_no_more(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    step = Session.step
+    faults = [RuntimeError("made up")]
+
+    def faulty(self: Session) -> Any:
+        if faults:
+            raise faults.pop()
+        return step(self)
+
+    with live(runs, names=("letters",)) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        monkeypatch.setattr(Session, "step", faulty)
+        body = ENDLESS | {"stream": False, "max_tokens": 3}
+        lost = client.post("/v1/completions", json=body)
+        assert (lost.status_code, lost.json()["error"]["code"]) == (503, "lost")
+        assert "made up" not in lost.text
+        assert client.post("/v1/completions", json=body).status_code == 200
+        until(lambda: texts(client) == 0)
+    assert "made up" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

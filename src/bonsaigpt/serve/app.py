@@ -155,7 +155,8 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _openapi(request: Request) -> Response:
-    return JSONResponse(description.openapi())
+    desk: Desk = request.app.state.desk
+    return JSONResponse(description.openapi(tuple(desk.models.served)))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -44,13 +44,14 @@ _REFUSALS = {
 
 
 @cache
-def openapi() -> dict[str, Any]:
-    """As OpenAPI 3.1 has it."""
+def openapi(names: tuple[str, ...]) -> dict[str, Any]:
+    """As OpenAPI 3.1 has it; ``names``: of the models."""
     schemas: dict[str, Any] = {"Error": _ERROR}
 
     def form(model: type[BaseModel]) -> dict[str, Any]:
         made = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(made.pop("$defs", {}))
+        made["properties"]["model"]["enum"] = list(names)
         schemas[model.__name__] = made
         return {"$ref": f"#/components/schemas/{model.__name__}"}
 
@@ -67,7 +68,7 @@ def openapi() -> dict[str, Any]:
         good = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
         return {"post": {"summary": summary, "requestBody": body, "responses": answers(good, *_REFUSALS)}}
 
-    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    name = {"name": "model", "in": "path", "required": True, "schema": {"enum": list(names)}}
     paths = {
         "/health": get("Whether the server runs."),
         "/metrics": get("Counters for Prometheus.", "401", kind="text/plain"),

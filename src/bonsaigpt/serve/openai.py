@@ -30,6 +30,8 @@ from bonsaigpt.serve.schemas import ChatRequest, CompletionRequest, Message
 
 __all__ = ["chat", "completions", "dialogue_text", "list_models", "show_model"]
 
+_LEAST = 64
+"""Tokens that an answer may have where the dialogue fills the model's block."""
 _FINISHES = {"length": "length", "incomplete": "length"}
 """All other reasons are OpenAI's ``stop``."""
 
@@ -91,8 +93,9 @@ async def chat(request: HTTPRequest) -> Response:
         raise invalid("'top_logprobs' is only allowed with 'logprobs'.", param="top_logprobs")
     if (why := model.cannot_speak(desk.template)) is not None:
         raise invalid(f"This model cannot have a dialogue: {why} Use /v1/completions.", param="model")
-    most = asked.max_completion_tokens or asked.max_tokens or desk.limits.tokens
     prompt = await desk.tokens(model, dialogue_text(asked.messages, desk.template), param="messages")
+    room = min(desk.limits.tokens, max(_LEAST, model.config.block_size - len(prompt)))
+    most = asked.max_completion_tokens or asked.max_tokens or room
     asked.stop = [*asked.stops, desk.template.stop]
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     requests = _requests(desk, model, asked, [prompt], most, logprobs)

@@ -187,7 +187,9 @@ async def _write(request: HTTPRequest) -> Response:
     except BonsaiError as error:
         raise invalid(str(error)) from None
     end = model.tokenizer.end_of_text
-    return await desk.stream(request, _pieces(desk, key, model, replace(wanted, stop_tokens=[end] if end else [])))
+    return await desk.stream(
+        request, _pieces(desk, key, model, replace(wanted, stop_tokens=[end] if end is not None else []))
+    )
 
 
 async def _pieces(desk: Desk, key: Key, model: Served, wanted: Request) -> AsyncGenerator[bytes, None]:

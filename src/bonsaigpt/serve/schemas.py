@@ -130,7 +130,7 @@ class ChatRequest(_Texts):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     """The dialogue so far, written down in the server's template."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """New tokens at most. As many as the server allows if left out."""
+    """New tokens at most. As many as the model's block has room for if left out, and 64 at least."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`."""
     logprobs: bool | None = None

@@ -208,28 +208,32 @@ class Worker:
             busy = [(key, session) for key, session in self._sessions.items() if session.busy]
             with contextlib.suppress(queue.Empty):
                 if not busy:
-                    self._commands.get()()
+                    self._obey(self._commands.get())
                 while True:
-                    self._commands.get_nowait()()
+                    self._obey(self._commands.get_nowait())
             for key, session in busy:
                 self._step(key, session)
 
     def _close(self) -> None:
         self._closing = True
 
+    def _obey(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception:  # whoever waits for it runs out of time; nobody else does
+            traceback.print_exc(file=sys.stderr)
+
     def _step(self, key: Key, session: Session) -> None:
         began = time.perf_counter()
         try:
             events = session.step()
-        except Exception:  # ours to mend; the clients' texts are lost, the server goes on
+        except Exception:  # ours to mend; the clients' texts are lost, the next one gets a new session
             traceback.print_exc(file=sys.stderr)
             del self._sessions[key]
             lost = [number for at, number in self._jobs if at == key]
             for number in lost:
                 self._jobs[key, number][0].refusal = Refused(503, "The server lost this text: try again.", code="lost")
             events = [Event(number, finish="failed") for number in lost]
-            if not key[1]:
-                self._sessions[key] = self.models.session(key)
         seconds = time.perf_counter() - began
         told: list[tuple[Job, int, Event]] = []
         for event in events:
