@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from bonsaigpt.interop import read_folder
 from bonsaigpt.interop.families import FAMILIES
 from bonsaigpt.interop.family import entries
 from bonsaigpt.interop.huggingface import model_config
+from tests.interop.test_torch_files import ARGS, nanogpt
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 12}
 QWEN = {
@@ -155,3 +157,20 @@ def test_export_to_gguf(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["export", "small", "--out", "no", "--dtype", "q8_0"]) == 2
     assert "--to gguf" in capsys.readouterr().err
     assert not (place / "no").exists()
+
+
+def test_a_nanogpt_is_a_model_like_any_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (place / "text.txt").read_text()
+    characters = sorted(set(text))
+    (place / "out").mkdir()
+    (place / "out" / "meta.pkl").write_bytes(pickle.dumps({"itos": dict(enumerate(characters))}))
+    nanogpt(place / "out" / "ckpt.pt", args=ARGS | {"vocab_size": len(characters)})
+    assert main(["eval", "out/ckpt.pt", "--text", "text.txt", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] > 0
+    chars = ["--data.tokenizer.kind", "chars", "--model.block_size", "6"]
+    assert main([*TRAIN, *QUICK, *chars, "--init", "out/ckpt.pt", "--name", "on"]) == 0
+    begun = RunDirectory.open(place / "runs" / "on")
+    assert np.array_equal(
+        begun.load("1").model["transformer.h.1.mlp.c_fc.weight"],
+        open_model("out/ckpt.pt").weights["transformer.h.1.mlp.c_fc.weight"],
+    )

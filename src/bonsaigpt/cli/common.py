@@ -26,7 +26,7 @@ from bonsaigpt.config import ModelConfig, RunConfig, setting_docs, setting_names
 from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
-from bonsaigpt.interop import is_model_folder, read_folder
+from bonsaigpt.interop import is_model_folder, is_torch_file, read_folder, read_torch_model, tokenizer_beside
 
 __all__ = [
     "Opened",
@@ -270,16 +270,18 @@ def named_tokenizer(address: str, runs: Path) -> Tokenizer:
 
 
 def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
-    """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a folder in Hugging Face's format.
+    """``runs/NAME`` (best, else last), ``runs/NAME@last``, ``runs/NAME@500``, or a model of another program: a folder
+    in Hugging Face's format, a ``.pt`` of nanoGPT or minGPT.
 
     Raises:
         CheckpointError: nothing there, damaged, or of a kind that cannot be read.
     """
     place, which = split_address(address)
     path = run_folder(place, runs)
-    if is_model_folder(path):
-        config, weights = read_folder(path)
-        tokenizer = open_tokenizer(path)
+    if is_model_folder(path) or is_torch_file(path):
+        is_folder = path.is_dir()
+        config, weights = read_folder(path) if is_folder else read_torch_model(path)
+        tokenizer = open_tokenizer(path) if is_folder else tokenizer_beside(path)
         _check_tokenizer(tokenizer, config, path)
         if tokenizer.vocab_size < config.vocabulary:  # rows that no token has are padding, never seen nor written
             padded = {"vocab_size": tokenizer.vocab_size, "vocab_multiple": config.vocabulary}

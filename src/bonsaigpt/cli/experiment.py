@@ -43,8 +43,9 @@ def with_model_of(config: RunConfig, opened: Opened, overrides: dict[str, Any]) 
     data = config.model_dump(exclude_none=True)
     block = min(config.model.block_size, opened.config.block_size)
     data["model"] = opened.config.model_dump(exclude_none=True) | {"block_size": block}
-    if "tokenizer" in data["data"]:
-        data["data"]["tokenizer"] = {"kind": "file", "path": opened.label}
+    place = Path(opened.label)
+    if "tokenizer" in data["data"] and not place.with_name("meta.pkl").is_file():  # characters, which the text has too
+        data["data"]["tokenizer"] = {"kind": "file", "path": str(place if place.is_dir() else place.parent)}
     return validate(recipes.merge(data, overrides), origin="the given settings")
 
 
