@@ -96,6 +96,9 @@ def test_int8_is_pytorchs_rounding() -> None:
     wished = logits_of(TorchEngine(device="cpu").rounded(model), TEXT)
     assert np.abs(decoder.verify(0, TEXT) - wished).max() <= 2e-5
     assert np.abs(logits_of(model, TEXT) - wished).max() > 1e-3
+    four = ENGINE.rounded(ENGINE.model(model.config, weights(model)), "int4")
+    wished = logits_of(TorchEngine(device="cpu").rounded(model, "int4"), TEXT)
+    assert np.abs(ENGINE.decoder(four, rows=1).verify(0, TEXT) - wished).max() <= 2e-5
 
 
 @pytest.mark.parametrize(

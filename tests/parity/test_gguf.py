@@ -89,7 +89,7 @@ def test_their_reader_writes_the_same_200_tokens(name: str, tmp_path: Path) -> N
         assert (model(tokens).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11), ("q8_0", None)])
+@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11), ("q8_0", None), ("q4_0", None)])
 def test_narrow_formats_round_as_they_say(dtype: Any, bits: int | None, tmp_path: Path) -> None:
     config, values = lively("llama", 257)
     path = tmp_path / "model.gguf"
@@ -99,12 +99,13 @@ def test_narrow_formats_round_as_they_say(dtype: Any, bits: int | None, tmp_path
     }
     ours = values["transformer.h.1.mlp.c_fc.weight"]
     kind, read = found["blk.1.ffn_up.weight"]
-    assert kind.name == {"bf16": "BF16", "fp16": "F16", "q8_0": "Q8_0"}[dtype]
+    assert kind.name == {"bf16": "BF16", "fp16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}[dtype]
     if bits is not None:
         assert (np.abs(read - ours) <= np.abs(ours) * 2.0**-bits + 1e-8).all()
-    else:  # half a step of the group's largest, and the rounding of its scale to fp16
+    else:  # half a step of the group's largest (a whole one at q4_0's upper end), and its scale's rounding to fp16
+        step = 0.5 / 127 if dtype == "q8_0" else 1 / 8
         largest = np.abs(ours.reshape(-1, 32)).max(axis=1)[:, None]
-        assert (np.abs(read - ours).reshape(-1, 32) <= largest * (0.5 / 127 + 2.0**-11) + 1e-8).all()
+        assert (np.abs(read - ours).reshape(-1, 32) <= largest * (step + 2.0**-11) + 1e-8).all()
     assert not np.array_equal(read, ours)
     assert found["blk.1.attn_norm.weight"][0].name == "F32"
 

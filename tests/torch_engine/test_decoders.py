@@ -16,7 +16,7 @@ from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.model import GPT, build
 from bonsaigpt.torch_engine.native.building import Missing
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
-from bonsaigpt.torch_engine.rounding import quantize_int8, rounded, with_matrices
+from bonsaigpt.torch_engine.rounding import quantize_int4, quantize_int8, rounded, with_matrices
 from tests.torch_engine.decoders import CPU, KINDS, logits_of, make, model_of
 from tests.torch_engine.variants import EAGER_ONLY, VARIANTS, variant
 
@@ -273,6 +273,27 @@ def test_int8_is_within_half_a_scale_and_decoders_agree_on_it() -> None:
         got = make(kind, model, weights="int8").verify(0, TEXT)
         assert np.abs(got - want).max() <= tolerance(model), kind
     assert np.abs(want - logits_of(model, TEXT)).max() > 10 * tolerance(model)
+
+
+def test_int4_is_ggufs_q4_0_to_the_bit() -> None:
+    quants = pytest.importorskip("gguf", reason="the extra `gguf` is not installed").quants
+    weight = torch.randn(20, 96, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 2, 20)[:, None]
+    weight[7, :32] = 0.0
+    q, scales = quantize_int4(weight)
+    ours = (q * scales[..., None]).flatten(1)
+    kind = quants.GGMLQuantizationType.Q4_0
+    theirs = quants.dequantize(quants.quantize(weight.numpy(), kind), kind)
+    assert np.array_equal(ours.numpy(), theirs)
+    assert (q.amin(), q.amax()) == (-8, 7)
+    # half a scale; a whole one at the end that -8 does not mirror; and the scale's own rounding to 11 bits
+    error, most = (ours - weight).abs().unflatten(1, (-1, 32)), scales.abs()[..., None]
+    assert (error <= most * (1 + 8 * 2.0**-11)).all()
+    assert not (error <= most * 0.4).all()
+    ragged, _ = quantize_int4(weight[:, :40])
+    assert ragged.shape == (20, 2, 32)
+    model = model_of("gpt2")
+    one, eight, four = (logits_of(m, TEXT) for m in (model, rounded(model), rounded(model, "int4")))
+    assert np.abs(four - one).max() > 2 * np.abs(eight - one).max() > 0
 
 
 def test_the_engine_decides_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

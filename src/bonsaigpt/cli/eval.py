@@ -52,9 +52,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--text", type=Path, metavar="FILE", help="score this text instead of the validation split")
     parser.add_argument(
         "--weights",
-        choices=["fp32", "int8"],
+        choices=["fp32", "int8", "int4"],
         default="fp32",
-        help="int8: with the matrices rounded as for decoding, and what that costs (default: fp32)",
+        help="int8: with the matrices rounded as for decoding, and what that costs; int4: as for GGUF's q4_0, a scale "
+        "for every 32 inputs (default: fp32)",
     )
     parser.add_argument(
         "--memory",
@@ -90,10 +91,11 @@ def run(argv: list[str]) -> int:
         result = evaluate(engine, model, source, advance=advance, memory=memory)
         about: dict[str, object] = {"model": opened.label}
         words = ""
-        if arguments.weights == "int8":
-            whole, result = result, evaluate(engine, engine.rounded(model), source, advance=advance, memory=memory)
-            about |= {"weights": "int8", "loss_added": result.loss - whole.loss}
-            words = f"  int8 weights: {result.loss - whole.loss:+.5f} nats against {whole.loss:.4f}"
+        if arguments.weights != "fp32":
+            narrow = engine.rounded(model, arguments.weights)
+            whole, result = result, evaluate(engine, narrow, source, advance=advance, memory=memory)
+            about |= {"weights": arguments.weights, "loss_added": result.loss - whole.loss}
+            words = f"  {arguments.weights} weights: {result.loss - whole.loss:+.5f} nats against {whole.loss:.4f}"
     if arguments.json:
         print(json.dumps({**about, **result.as_dict()}))
     else:

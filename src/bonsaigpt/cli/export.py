@@ -40,14 +40,15 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="PATH", help="where to (default: inside the run, in export/)")
     parser.add_argument(
         "--dtype",
-        choices=["fp32", "bf16", "fp16", "q8_0"],
+        choices=["fp32", "bf16", "fp16", "q8_0", "q4_0"],
         default="fp32",
-        help="number format of weights; q8_0, in gguf alone: 8 bits and a scale for every 32 (default: fp32)",
+        help="number format of weights; in gguf alone q8_0 and q4_0: 8 or 4 bits and a scale for every 32 numbers "
+        "(default: fp32)",
     )
     runs_folder(parser)
     arguments = parser.parse(argv)
-    if arguments.to == "hf" and arguments.dtype == "q8_0":
-        raise ConfigError("--dtype q8_0 is a format of GGUF files: give --to gguf, or another format.")
+    if arguments.to == "hf" and arguments.dtype in ("q8_0", "q4_0"):
+        raise ConfigError(f"--dtype {arguments.dtype} is a format of GGUF files: give --to gguf, or another format.")
     opened = open_model(arguments.model, runs=arguments.runs)
     target, words = _EXPORTS[arguments.to](opened, arguments)
     files = target.iterdir() if target.is_dir() else [target]

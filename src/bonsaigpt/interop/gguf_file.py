@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GGUFFormat", "write_gguf"]
 
-GGUFFormat = Literal["fp32", "bf16", "fp16", "q8_0"]
+GGUFFormat = Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"]
 """Of matrices; vectors are float32 always, as llama.cpp expects."""
 
 _FORMATS: dict[GGUFFormat, tuple[str, int]] = {
@@ -35,10 +35,11 @@ _FORMATS: dict[GGUFFormat, tuple[str, int]] = {
     "bf16": ("BF16", 32),
     "fp16": ("F16", 1),
     "q8_0": ("Q8_0", 7),
+    "q4_0": ("Q4_0", 2),
 }
 """GGML's word for a format, and for a file that has its matrices in it (LLAMA_FTYPE of llama.h)."""
 _GROUP = 32
-"""Numbers that q8_0 gives one scale; a matrix whose rows do not divide into these stays fp16."""
+"""Numbers that q8_0 and q4_0 give one scale; a matrix whose rows do not divide into these stays fp16."""
 _ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "starcoder2": "starcoder2"}
 _SPLITS = {"gpt2": "gpt-2", "gpt4": "dbrx"}
 """Our patterns before merges, and llama.cpp's words for them (dbrx is the same expression as GPT-4's)."""
@@ -91,7 +92,7 @@ def write_gguf(
         writer.add_file_type(_FORMATS[dtype][1])
         for tensor, value in _named(family, plain, tensors):
             kind: GGUFFormat = "fp32" if value.ndim == 1 else dtype
-            if kind == "q8_0" and value.shape[-1] % _GROUP:
+            if kind in ("q8_0", "q4_0") and value.shape[-1] % _GROUP:
                 kind = "fp16"
             spelt = gguf.GGMLQuantizationType[_FORMATS[kind][0]]
             data = gguf.quants.quantize(np.ascontiguousarray(value), spelt)

@@ -314,9 +314,9 @@ class JaxEngine:
         """Not here."""
         _refuse("read through a cache policy (--kv)")
 
-    def rounded(self, model: Model) -> Model:
-        """The model with what int8 keeps of its matrices: to evaluate what that costs."""
-        return rounded(model)
+    def rounded(self, model: Model, weights: Literal["int8", "int4"] = "int8") -> Model:
+        """The model with what int8 or int4 keeps of its matrices: to evaluate what that costs."""
+        return rounded(model, weights)
 
     def next_logits(self, model: Model, tokens_BT: np.ndarray, cache: None = None) -> np.ndarray:
         """Logits of the token after the last, (B, V) float32 on the host; the whole context is read again. It is padded

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -362,9 +362,9 @@ class TorchEngine:
         """What tokens take of earlier ones, (L, H, T, T); see ``kv/decoder.py``."""
         return attention_maps(model, kv, tokens, placement=self.placement)
 
-    def rounded(self, model: GPT) -> GPT:
-        """The model with what int8 keeps of its matrices: to evaluate what that costs."""
-        return rounded(model)
+    def rounded(self, model: GPT, weights: Literal["int8", "int4"] = "int8") -> GPT:
+        """The model with what int8 or int4 keeps of its matrices: to evaluate what that costs."""
+        return rounded(model, weights)
 
     @torch.inference_mode()
     def next_logits(self, model: GPT, tokens_BT: np.ndarray, cache: FullCache | None = None) -> np.ndarray:
