@@ -64,7 +64,7 @@ def load(
     threads: int = 0,
 ) -> Run:
     """Open what there is: ``runs/NAME`` (its best checkpoint, else the last), ``runs/NAME@last``, ``runs/NAME@500``, or
-    a GPT-2 folder of Hugging Face's format.
+    a folder in Hugging Face's format, or a .pt of nanoGPT's.
 
     Args:
         engine: ``torch``, or ``jax``, whichever it was trained in.

@@ -67,7 +67,7 @@ def _parser() -> Parser:
         "The result is a run like any other.",
         _EXAMPLE,
     )
-    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a GPT-2 folder of Hugging Face format")
+    parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
     data = parser.add_argument_group("examples", "Files of JSON lines.")
     data.add_argument("--data", type=Path, required=True, metavar="FILE", help="to train on")
     data.add_argument(

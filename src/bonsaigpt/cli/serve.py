@@ -89,7 +89,7 @@ def _parser() -> Parser:
         _EXAMPLE,
     )
     parser.add_argument(
-        "models", nargs="+", metavar="RUN", help="runs (RUN, RUN@last, RUN@500) or GPT-2 folders of Hugging Face format"
+        "models", nargs="+", metavar="RUN", help="runs (RUN, RUN@last, RUN@500) or folders in Hugging Face's format"
     )
     where = parser.add_argument_group("address")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")

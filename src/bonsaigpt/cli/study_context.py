@@ -190,9 +190,7 @@ def _parser() -> Parser:
         "others are held against. No run is written.",
         _EXAMPLE,
     )
-    parser.add_argument(
-        "model", nargs="+", help="runs (RUN, RUN@last, RUN@500) or GPT-2 folders of Hugging Face format"
-    )
+    parser.add_argument("model", nargs="+", help="runs (RUN, RUN@last, RUN@500) or folders in Hugging Face's format")
     parser.add_argument("--text", type=Path, metavar="FILE", help="read this text instead of the validation split")
     parser.add_argument(
         "--lengths",

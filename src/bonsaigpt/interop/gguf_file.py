@@ -78,7 +78,7 @@ def write_gguf(
     family, plain, _, tensors = as_family(config, values, tokenizer, origin=origin)
     if (missing := _what_is_missing(family, plain)) is not None:
         raise CheckpointError(
-            f"{origin} cannot be a GGUF file: llama.cpp's {family.model_type} has not our {missing}. Export it with "
+            f"{origin} cannot be a GGUF file: llama.cpp's {family.model_type} lacks our {missing}. Export it with "
             "--to hf"
         )
     vocabulary = _vocabulary(tokenizer, plain.vocabulary, origin=origin)

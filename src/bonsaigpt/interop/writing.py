@@ -37,8 +37,8 @@ def family_for(config: ModelConfig, *, origin: str) -> tuple[Family, ModelConfig
         found.append((missing, family, plain))
     missing, family, _ = min(found, key=lambda each: len(each[0]))
     raise CheckpointError(
-        f"{origin} cannot be a stock model of transformers: the nearest is {family.architecture}, which has not our "
-        f"{', '.join(missing)}. Export it with --to torch, which keeps everything, or train it without"
+        f"{origin} cannot be a stock model of transformers: the nearest is {family.architecture}, which lacks our "
+        f"{', '.join(missing)}. Train it without"
     )
 
 
