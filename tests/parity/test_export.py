@@ -70,6 +70,7 @@ REFUSED = {
     "sinks in windows": "model.attention.sinks",
     "shared keys and values": "model.attention.share_kv",
     "shared, in windows": "model.attention.share_kv",
+    **{name: "model.mlp.kind" for name, settings in VARIANTS.items() if settings.get("mlp", {}).get("kind") == "moe"},
     **{name: "model.attention.kind" for name in VARIANTS if name.startswith(("latent", "linear"))},
 }
 MAPPED = [name for name in [*VARIANTS, *MORE] if name not in REFUSED]
