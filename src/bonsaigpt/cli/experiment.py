@@ -44,7 +44,8 @@ def with_model_of(config: RunConfig, opened: Opened, overrides: dict[str, Any]) 
     block = min(config.model.block_size, opened.config.block_size)
     data["model"] = opened.config.model_dump(exclude_none=True) | {"block_size": block}
     place = Path(opened.label)
-    if "tokenizer" in data["data"] and not place.with_name("meta.pkl").is_file():  # characters, which the text has too
+    of_characters = place.is_file() and place.with_name("meta.pkl").is_file()  # which the text has too
+    if "tokenizer" in data["data"] and not of_characters:
         data["data"]["tokenizer"] = {"kind": "file", "path": str(place if place.is_dir() else place.parent)}
     return validate(recipes.merge(data, overrides), origin="the given settings")
 
