@@ -16,6 +16,7 @@ import numpy as np
 from bonsaigpt.checkpoint import Arrays, RunDirectory
 from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.errors import DeviceError, did_you_mean
 from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
@@ -198,13 +199,9 @@ class Engine(Protocol):
     def attention_maps(self, model: Any, tokens: np.ndarray, kv: KVConfig) -> np.ndarray: ...
     def rounded(self, model: Any, weights: Literal["int8", "int4"] = ...) -> Any: ...
     def next_logits(self, model: Any, tokens_BT: np.ndarray, cache: Any = None) -> np.ndarray: ...
+    def target_scores(self, model: Any, batch: Batch) -> TargetScores: ...
     def choice_scores(
-        self,
-        model: Any,
-        prompts: Sequence[np.ndarray],
-        choices: Sequence[np.ndarray],
-        *,
-        advance: Callable[[int], None] = ...,
+        self, model: Any, prompts: Sequence[np.ndarray], choices: Sequence[np.ndarray], advance: Callable[[int], None]
     ) -> np.ndarray: ...
     def peak_flops(self) -> float: ...
     def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float: ...

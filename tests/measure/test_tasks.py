@@ -32,6 +32,10 @@ def model() -> GPT:
     return build(validate({"model": sizes}, origin="test").model, seed=3).eval()
 
 
+def ignored(done: int) -> None:
+    """Progress that nobody follows."""
+
+
 def by_hand(model: GPT, prompt: np.ndarray, choice: np.ndarray) -> float:
     """The log-probability of a choice, all read at once, without a cache."""
     ids = torch.from_numpy(np.concatenate([prompt, choice]).astype(np.int64))
@@ -48,10 +52,10 @@ def test_a_choice_scores_what_it_scores_read_as_a_whole(name: str) -> None:
     draws = np.random.default_rng(0)
     ids = [draws.integers(0, config.vocabulary, n) for n in (3, 1, 3, 5, 1, 4, 2)]
     prompts, choices = ids[:4], ids[4:]
-    found = ENGINE.choice_scores(model, prompts, choices)
+    found = ENGINE.choice_scores(model, prompts, choices, ignored)
     wanted = np.array([[by_hand(model, p, c) for c in choices] for p in prompts])
     np.testing.assert_allclose(found, wanted, atol=2e-4)  # float32 in another order: a few 1e-6 for each token
-    others = ENGINE.choice_scores(model, [p[::-1] for p in prompts[:1]], choices)  # what stands before matters
+    others = ENGINE.choice_scores(model, [p[::-1] for p in prompts[:1]], choices, ignored)  # what stands before matters
     assert np.abs(others - wanted[:1]).max() > 1e-2
 
 

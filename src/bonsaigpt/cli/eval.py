@@ -38,6 +38,7 @@ _EXAMPLE = """  bonsai eval runs/shakespeare-char
   bonsai eval runs/shakespeare-char --weights int8
   bonsai eval gpt2-folder --text wiki.test.tokens --convention krony-wikitext
   bonsai eval runs/streams --memory 256
+  bonsai eval runs/shakespeare-char --stride 16 --against runs/shakespeare-char-best
   bonsai eval runs/shakespeare-char --kv 'window(64), int4(group=32)'"""
 
 
@@ -63,6 +64,21 @@ def run(argv: list[str]) -> int:
         metavar="N",
         help="tokens that are remembered from window to window; 0: none (default: as the run was trained)",
     )
+    parser.add_argument(
+        "--details",
+        action="store_true",
+        help="target by target: standard errors, loss by position, calibration, and a page (RUN/evaluations)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=count_from(1),
+        metavar="N",
+        help="details of windows that begin every N tokens, of which the last N are scored (default: the block, "
+        "windows that do not overlap)",
+    )
+    parser.add_argument(
+        "--against", metavar="RUN", help="details, and how much worse another model is, paired (default: none)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
     parser.add_argument(
         "--convention",
@@ -79,6 +95,12 @@ def run(argv: list[str]) -> int:
         raise GenerateError("--kv and --weights int8 cannot go together: measure one at a time")
     if arguments.kv is not None and arguments.memory:
         raise GenerateError("--kv and --memory cannot go together: a cache policy already says what is remembered")
+    if arguments.details or arguments.stride is not None or arguments.against is not None:
+        if arguments.convention or arguments.kv is not None or arguments.memory or arguments.weights != "fp32":
+            raise GenerateError("details go with no --convention, --kv, --memory or --weights: ask for one at a time")
+        from bonsaigpt.cli.eval_details import run_details
+
+        return run_details(arguments, argv, source_of)
     if arguments.convention is not None:
         return _by_convention(arguments)
     opened = open_model(arguments.model, runs=arguments.runs)

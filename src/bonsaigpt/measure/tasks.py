@@ -139,9 +139,7 @@ def choose(
     if room < 1:
         raise DataError(f"the longest label takes {block_size - room + 1} tokens, and a block has {block_size}")
     prompts = [prompt_ids(example, tokenizer)[-room:] for example in examples]
-    scores_NC = engine.choice_scores(
-        model, prompts, choices, advance=lambda done: advance("choosing", done, len(prompts))
-    )
+    scores_NC = engine.choice_scores(model, prompts, choices, lambda done: advance("choosing", done, len(prompts)))
     logs_NC = scores_NC - _log_sum_exp(scores_NC)[:, None]
     place = {label: number for number, label in enumerate(labels)}
     answers: list[Answer] = []

@@ -18,6 +18,7 @@ import torch
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
 from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig, hidden_side
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
 from bonsaigpt.structure import MATERIALISED, Structure, merge
@@ -25,7 +26,6 @@ from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
-from bonsaigpt.torch_engine.choices import choice_scores
 from bonsaigpt.torch_engine.deciding import decide
 from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
@@ -41,6 +41,7 @@ from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
+from bonsaigpt.torch_engine.scoring import choice_scores, target_scores
 from bonsaigpt.torch_engine.states import load_optimizer, make_state
 from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, token_losses, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory
@@ -376,15 +377,14 @@ class TorchEngine:
             logits_BV = model.logits(last_B1D)[:, 0]
         return logits_BV.float().cpu().numpy()
 
+    def target_scores(self, model: GPT, batch: Batch) -> TargetScores:
+        """What the model says of every single target that counts."""
+        return target_scores(model, batch, self.placement)
+
     def choice_scores(
-        self,
-        model: GPT,
-        prompts: Sequence[np.ndarray],
-        choices: Sequence[np.ndarray],
-        *,
-        advance: Callable[[int], None] = lambda done: None,
+        self, model: GPT, prompts: Sequence[np.ndarray], choices: Sequence[np.ndarray], advance: Callable[[int], None]
     ) -> np.ndarray:
-        """Log-probability of each choice after each prompt, all token ids, in nats; (N, C). See choices.py."""
+        """Log-probability of each choice after each prompt, all token ids, in nats; (N, C). See scoring.py."""
         return choice_scores(model, prompts, choices, self.placement, advance)
 
     # ------------------------------------------------------------------ how fast

@@ -1,7 +1,8 @@
-"""How likely a model finds each of some given continuations: the prompt is read once, whatever the choices are.
+"""What a model says of every single target of a batch, and of given continuations of prompts.
 
-The logits after the prompt say how likely each choice begins; where choices have more tokens, every row's cache is
-repeated once for each of them, and all go on side by side. Prompts of one length are read as one batch.
+A prompt is read once, whatever the choices are: the logits after it say how likely each choice begins; where choices
+have more tokens, every row's cache is repeated once for each of them, and all go on side by side. Prompts of one length
+are read as one batch.
 """
 
 from __future__ import annotations
@@ -13,16 +14,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bonsaigpt.data.batches import IGNORE, Batch
+from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.step import to_device
 
-__all__ = ["choice_scores"]
+__all__ = ["choice_scores", "target_scores"]
 
 _LOGITS = 2**23
 """Logits that are held at once."""
 _ROWS = 256
 """Prompts that are read at once."""
+
+
+@torch.inference_mode()
+def target_scores(model: GPT, batch: Batch, placement: Placement) -> TargetScores:
+    """Of every target that counts, row by row."""
+    model.eval()
+    tokens_BT, targets_BT, documents_BT = to_device(batch, placement.device)
+    rows = max(1, _LOGITS // (tokens_BT.shape[1] * model.config.vocabulary))
+    found: list[list[np.ndarray]] = []
+    for first in range(0, len(tokens_BT), rows):
+        part = slice(first, first + rows)
+        with placement.autocast():
+            documents = None if documents_BT is None else documents_BT[part]
+            logits_BTV = model(tokens_BT[part], documents_BT=documents)
+        asked_BT = targets_BT[part] != IGNORE
+        targets_N = targets_BT[part][asked_BT]
+        logs_NV = logits_BTV[asked_BT].float().log_softmax(dim=-1)
+        best_N = logs_NV.max(dim=-1)
+        losses_N = -logs_NV.gather(1, targets_N[:, None])[:, 0]
+        found.append([t.cpu().numpy() for t in (losses_N, best_N.values.exp(), best_N.indices == targets_N)])
+    row_N, place_N = np.nonzero(batch.targets_BT != IGNORE)
+    losses_N, confidence_N, right_N = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return TargetScores(
+        losses_N=losses_N.astype(np.float64),
+        confidence_N=confidence_N.astype(np.float64),
+        right_N=right_N,
+        rows_N=row_N,
+        places_N=place_N,
+    )
 
 
 @torch.inference_mode()
