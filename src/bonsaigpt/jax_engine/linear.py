@@ -18,8 +18,33 @@ def linear(x: Array, weight: Weight, bias: Array | None = None) -> Array:
     """``x @ weight.T + bias`` in the weight's number format; weights are (out, in), dense or made of factors."""
     leaf = next(iter(weight.factors.values())) if isinstance(weight, Factored) else weight
     x = x.astype(leaf.dtype)
-    y = multiply(weight, x) if isinstance(weight, Factored) else x @ weight.T
+    y = multiply(weight, x) if isinstance(weight, Factored) else _product(x, weight)
     return y if bias is None else y + bias.astype(y.dtype)
+
+
+@jax.custom_vjp
+def _product(x: Array, weight_OI: Array) -> Array:
+    """``x @ weight.T``, whose weight's gradient is multiplied in the order that turns the narrower operand around.
+
+    XLA on a CPU turns the left one, and does that together with all that made it, element by element: for the MLP's
+    first matrix that is the derivative of the GELU. A step at the baby shape took a fifth longer.
+    """
+    return x @ weight_OI.T
+
+
+def _product_forward(x: Array, weight_OI: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ weight_OI.T, (x, weight_OI)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, weight_OI = saved
+    out, into = weight_OI.shape
+    gradient_NO, x_NI = gradient.reshape(-1, out), x.reshape(-1, into)
+    of_weight = (x_NI.T @ gradient_NO).T if out > into else gradient_NO.T @ x_NI
+    return gradient @ weight_OI, of_weight
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def apply(params: dict[str, Any], x: Array) -> Array:
