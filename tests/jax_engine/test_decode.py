@@ -83,6 +83,28 @@ def test_one_program_for_each_size_whatever_the_text_and_the_sampling() -> None:
     assert programs[0].traces == 2
 
 
+def test_what_is_read_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy texts are read ahead, by a program of their own; a choice against it forgets what was read."""
+    monkeypatch.setattr("bonsaigpt.jax_engine.decode._AHEAD", 4)  # as 4 choices begin it
+    model = model_of("sliding windows", n_layer=1)
+    wished = logits_of(model, TEXT)
+    text, at = [int(TEXT[0])], 0
+    decoder = decoder_of(model, rows=1)
+    logits_V = decoder.prefill(0, TEXT[:1])
+    calls = []
+    while len(text) < 20:
+        text.append(int(TEXT[at]) if len(text) == 14 else int(logits_V.argmax()))
+        [logits_V] = decoder.step(np.array([0]), np.array(text[-1:]))
+        calls.append(len(decoder._read))
+    assert calls[3:10] == [3, 2, 1, 0, 3, 2, 1]  # after four likeliest choices in a row
+    assert calls[13] == 0
+    whole = logits_of(model, np.array(text))
+    assert np.abs(logits_V - whole[-1]).max() <= 2e-5
+    assert text[1:14] == whole.argmax(axis=-1)[:13].tolist()
+    assert text[15:] == whole.argmax(axis=-1)[14:19].tolist()
+    assert np.abs(wished[-1] - whole[-1]).max() > 1e-3
+
+
 def test_the_same_text_as_pytorch() -> None:
     model = model_of("modern")
     request = Request(prompt=TEXT[:4].tolist(), max_tokens=15, sampling=Sampling(temperature=0.9, top_k=9, seed=3))

@@ -95,6 +95,8 @@ class TrainConfig(Config):
     best: Literal["loss", "exact"] = "loss"
     """What makes a checkpoint the best: the lowest validation loss, or the largest share of answers that are exactly
     right (toys, examples), and of equal ones the lower loss."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Devices that share the matrices of each block, under train.engine = jax: heads and hidden units are dealt out."""
     patience: int = Field(default=0, ge=0)
     """Stop after so many evaluations without a new best; 0 never stops early."""
     guard: GuardConfig = GuardConfig()

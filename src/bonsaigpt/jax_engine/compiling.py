@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from bonsaigpt.config import ModelConfig, RunConfig
 
@@ -50,6 +51,7 @@ class Program:
         function: its first argument is the configuration.
         donate: positions of arguments, after the configuration, whose memory the results may take.
         static: names of keyword arguments that are constants: each value makes a program of its own.
+        results: where the results are to lie on a mesh; XLA's choice by default.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Program:
         *,
         donate: Sequence[int] = (),
         static: Sequence[str] = (),
+        results: Any = None,
     ) -> None:
         self.traces = 0
         """How often the function was traced, that is compiled anew."""
@@ -68,8 +71,13 @@ class Program:
             return function(config, *arguments, **constants)
 
         traced.__name__ = function.__name__.strip("_")
+        where = {} if results is None else {"out_shardings": results}
         self._jitted = jax.jit(
-            traced, donate_argnums=tuple(donate), static_argnames=tuple(static), compiler_options=_options()
+            traced,
+            donate_argnums=tuple(donate),
+            static_argnames=tuple(static),
+            compiler_options=_options(),
+            **where,
         )
 
     def __call__(self, *arguments: Any, **constants: Any) -> Any:
@@ -106,13 +114,15 @@ def _options() -> dict[str, Any]:
     return options
 
 
-_PROGRAMS: dict[tuple[Callable[..., Any], str], Program] = {}
+_PROGRAMS: dict[tuple[Callable[..., Any], str, Mesh | None], Program] = {}
 
 
-def program(function: Callable[..., Any], config: ModelConfig | RunConfig, **options: Any) -> Program:
-    """The program of a function and a configuration; ``options`` as of ``Program``, always the same for a function."""
-    make = partial(Program, function, config, **options)
-    key = (function, config.model_dump_json())
+def program(
+    function: Callable[..., Any], config: ModelConfig | RunConfig, *, mesh: Mesh | None = None, **options: Any
+) -> Program:
+    """The program of a function and a configuration on a mesh; ``options`` as of ``Program``, always the same for these
+    three."""
+    key = (function, config.model_dump_json(), mesh)
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = make()
+        _PROGRAMS[key] = Program(function, config, **options)
     return _PROGRAMS[key]

@@ -3,11 +3,16 @@
 Prompts are read in pieces whose lengths are powers of two, the last one padded; a step computes all rows at once, those
 that nobody asked for into a slot that nobody sees; and of the cache a power of two of slots is looked at. So there is a
 program for each of some ten sizes, compiled when it is first needed. The cache's memory is handed from call to call.
+
+The host chooses every token, by rules that need not be written twice; but where it takes the likeliest again and again
+a step goes on by itself (``ahead``): the likeliest tokens of the next steps are read in one ``lax.scan``, and while
+the host chooses them their logits are there already. The first other choice forgets what was read ahead.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from typing import Literal
 
 import jax
@@ -23,11 +28,15 @@ from bonsaigpt.jax_engine.device import Placement
 from bonsaigpt.jax_engine.model import Model, Params, Past, flat, hidden, logits, narrowed
 from bonsaigpt.jax_engine.rounding import rounded
 
-__all__ = ["JaxDecoder", "prefill", "step"]
+__all__ = ["JaxDecoder", "ahead", "prefill", "step"]
 
 _SMALLEST_PIECE = 16
 _LARGEST_PIECE = 512
 """Tokens of a text that are read in one pass: more would hold more activations and be no faster."""
+_AHEAD = 8
+"""Steps that are taken at once where every choice is the likeliest token."""
+_SURE = 4
+"""Such choices in a row that begin it."""
 _SMALLEST_WINDOW = 128
 """Slots of the cache that are looked at, at least."""
 
@@ -65,6 +74,21 @@ def step(
     return cache, logits(config, params, hidden_B1D[:, 0]).astype(jnp.float32)
 
 
+def ahead(
+    config: ModelConfig, params: Params, cache: Cache, tokens_B: Array, start_B: Array, *, seen: int, steps: int
+) -> tuple[Cache, Array, Array]:
+    """As so many steps, each with the likeliest token after the one before; the cache, the tokens that were read (N, B)
+    and the logits after each (N, B, V)."""
+
+    def one(carry: tuple[Cache, Array, Array], _: None) -> tuple[tuple[Cache, Array, Array], tuple[Array, Array]]:
+        cache, tokens_B, start_B = carry
+        cache, logits_BV = step(config, params, cache, tokens_B, start_B, seen=seen)
+        return (cache, logits_BV.argmax(axis=-1).astype(tokens_B.dtype), start_B + 1), (tokens_B, logits_BV)
+
+    (cache, _, _), (tokens_NB, logits_NBV) = jax.lax.scan(one, (cache, tokens_B, start_B), length=steps)
+    return cache, tokens_NB, logits_NBV
+
+
 class JaxDecoder:
     """See ``bonsaigpt.engines.Decoder``.
 
@@ -83,9 +107,12 @@ class JaxDecoder:
         model = rounded(model) if weights == "int8" else model
         self.config = config = model.config
         self.rows, self.block_size, self.vocabulary = rows, config.block_size, config.vocabulary
-        self._params = narrowed(model.params, placement.dtype)
+        self._params = jax.device_put(narrowed(model.params, placement.dtype), placement.device)
         self._cache = jax.device_put(empty(config, rows=rows, dtype=placement.dtype), placement.device)
         self._tokens: list[list[int]] = [[] for _ in range(rows)]
+        self._read: deque[tuple[int, np.ndarray]] = deque()
+        """Tokens of the only row that were read ahead, and the logits after each."""
+        self._likely, self._likeliest = 0, -1
         rounding = ", int8's rounding without its speed" if weights == "int8" else ""
         self.why = f"XLA on {placement.device.platform}, {jnp.dtype(placement.dtype).name}{rounding}"
         self.weight_bytes = sum(
@@ -101,6 +128,10 @@ class JaxDecoder:
     @functools.cached_property
     def _step(self) -> Program:
         return program(step, self.config, donate=(1,), static=("seen",))
+
+    @functools.cached_property
+    def _ahead(self) -> Program:
+        return program(ahead, self.config, donate=(1,), static=("seen", "steps"))
 
     @functools.cached_property
     def _copy(self) -> Program:
@@ -120,18 +151,45 @@ class JaxDecoder:
         if len(asked) != len(tokens) or len(set(asked)) != len(asked):
             raise GenerateError(f"rows {asked} with {len(tokens)} tokens cannot be: one token for each of some rows")
         self._check(asked, tokens, 1)
+        if (logits_V := self._go_on(int(tokens[0])) if self.rows == 1 else None) is not None:
+            return logits_V[None]
         all_tokens, starts = np.zeros(self.rows, np.int32), np.full(self.rows, self.block_size, np.int32)
         all_tokens[asked], starts[asked] = tokens, [self.length(row) for row in asked]
         seen = self._window(max(starts[asked].tolist()) + 1)
         self._cache, logits_BV = self._step(self._params, self._cache, all_tokens, starts, seen=seen)
         for row, token in zip(asked, tokens, strict=True):
             self._tokens[row].append(int(token))
-        return np.asarray(logits_BV)[asked]
+        found = np.asarray(logits_BV)[asked]
+        self._likeliest = int(found[0].argmax())
+        return found
+
+    def _go_on(self, token: int) -> np.ndarray | None:
+        """Of the only row, logits after a token that was read ahead, or is now with those that are likely to follow."""
+        start = self.length(0)
+        if not (self._read and self._read[0][0] == token):
+            self._read.clear()
+            self._likely = self._likely + 1 if token == self._likeliest else 0
+            if self._likely < _SURE or start + _AHEAD > self.block_size or self.config.attention.kind == "linear":
+                return None  # a sum could not forget
+            self._cache, tokens_NB, logits_NBV = self._ahead(
+                self._params,
+                self._cache,
+                np.array([token], np.int32),
+                np.array([start], np.int32),
+                seen=self._window(start + _AHEAD),
+                steps=_AHEAD,
+            )
+            self._read.extend(zip(np.asarray(tokens_NB)[:, 0].tolist(), np.asarray(logits_NBV)[:, 0], strict=True))
+        _, logits_V = self._read.popleft()
+        self._tokens[0].append(token)
+        self._likeliest = int(logits_V.argmax())
+        return logits_V
 
     def truncate(self, row: int, length: int) -> None:
         self._check_row(row)
         if not 0 <= length <= self.length(row):
             raise GenerateError(f"row {row} holds {self.length(row)} tokens: it cannot be cut to {length}")
+        self._read.clear()
         tokens = self._tokens[row][:length]
         if self.config.attention.kind == "linear" and length < self.length(row):
             # A sum cannot go back: it is made again.
@@ -156,6 +214,8 @@ class JaxDecoder:
         if len(tokens) < 1:
             raise GenerateError("no tokens were given: a row goes on with one at least")
         self._check([row], tokens, len(tokens))
+        self._read.clear()
+        self._likely, self._likeliest = 0, -1
         found: list[np.ndarray] = []
         left = np.asarray(tokens, dtype=np.int32)
         while len(left):

@@ -18,9 +18,15 @@ __all__ = ["Placement", "choose_placement"]
 class Placement:
     """Where and in which number format a model computes."""
 
-    device: Any
+    devices: tuple[Any, ...]
+    """Of all processes."""
     dtype: Any
     why: str
+
+    @property
+    def device(self) -> Any:
+        """The first of this process."""
+        return next(device for device in self.devices if device.process_index == jax.process_index())
 
     @property
     def is_gpu(self) -> bool:
@@ -37,12 +43,13 @@ def choose_placement(device: str = "auto", precision: str = "auto", threads: int
     """
     if threads:
         os.environ["NPROC"] = str(threads)  # what XLA's pool of threads asks
-    chosen, why = _device(device)
-    is_gpu = chosen.platform == "gpu"
+    chosen, why = _devices(device)
+    platform = chosen[0].platform
+    is_gpu = platform == "gpu"
     if precision == "fp16":
         raise DeviceError("the JAX engine has no loss scaling for fp16: use bf16, fp32 or auto, or --engine torch")
     if precision in ("tf32", "bf16") and not is_gpu:
-        raise DeviceError(f"train.precision = '{precision}' would be slow on {chosen.platform}: use fp32, or auto")
+        raise DeviceError(f"train.precision = '{precision}' would be slow on {platform}: use fp32, or auto")
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if precision == "tf32" else "highest")
     if precision == "bf16" or (precision == "auto" and is_gpu):
         return Placement(
@@ -52,19 +59,20 @@ def choose_placement(device: str = "auto", precision: str = "auto", threads: int
     return Placement(chosen, jnp.float32, f"{why}; {words}")
 
 
-def _device(device: str) -> tuple[Any, str]:
+def _devices(device: str) -> tuple[tuple[Any, ...], str]:
     if device == "auto":
-        found = jax.devices()[0]
-        return found, f"{found.device_kind if found.platform == 'gpu' else found.platform}: the first that JAX finds"
+        found = tuple(jax.devices())
+        kind = found[0].device_kind if found[0].platform == "gpu" else found[0].platform
+        return found, f"{kind}: {'what' if len(found) == 1 else f'the {len(found)} devices that'} JAX finds"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise DeviceError(f"train.device = '{device}' is not one of the JAX engine's: use auto, cpu, cuda or cuda:1")
     try:
-        found = jax.devices(kind)
+        found = tuple(jax.devices(kind))
     except RuntimeError:
         raise DeviceError(
             f"train.device = '{device}', but this JAX finds none: use cpu or auto, or install jax[cuda12]"
         ) from None
     if int(number or 0) >= len(found):
         raise DeviceError(f"train.device = '{device}', but JAX finds {len(found)} of them: use {kind} or auto")
-    return found[int(number or 0)], f"{device}, as asked"
+    return (found[int(number)],) if number else found, f"{device}, as asked"

@@ -1,12 +1,22 @@
-"""The processes of a run, and the few things they say to each other."""
+"""The processes of a run, and the few things they say to each other.
+
+Launch is torchrun's, as for PyTorch; its processes meet through ``jax.distributed``, at the port after torchrun's own.
+Each brings its devices to one mesh, and all run the same programs. What is said is JSON or numbers, never a pickle.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from bonsaigpt.errors import DeviceError
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bonsaigpt.errors import BonsaiError
 from bonsaigpt.processes import Process
 
 __all__ = ["World"]
@@ -15,28 +25,76 @@ T = TypeVar("T")
 
 
 class World:
-    """A process of its own: every method answers at once."""
-
-    size = 1
-    is_main = True
+    """All processes of a run, this one among them. Alone, every method answers at once."""
 
     def __init__(self, process: Process) -> None:
-        if process.size > 1:
-            raise DeviceError("the JAX engine runs in one process so far: start it without torchrun")
-        self.process = process
+        self.process, self.size, self.is_main = process, process.size, process.is_main
+        if self.size > 1:
+            address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT']) + 1}"
+            jax.distributed.initialize(address, num_processes=self.size, process_id=process.rank)
 
     def on_main(self, make: Callable[[], T]) -> T:
-        return make()
+        """What ``make`` returns on the main process, for all of them; it must be JSON.
+
+        If it fails there, the main process raises the error and the others leave quietly.
+        """
+        if self.size == 1:
+            return make()
+        if not self.is_main:
+            heard = self._broadcast(None)
+            if heard is None:
+                raise SystemExit(2)
+            return heard["value"]
+        try:
+            value = make()
+        except BaseException:
+            self._broadcast(None)
+            raise
+        self._broadcast({"value": value})
+        return value
 
     def main_first(self, make: Callable[[], T]) -> T:
-        return make()
+        """``make`` in every process, in the main one before all others: they find on the disk what it prepared."""
+        made: list[T] = []
+        self.on_main(lambda: made.append(make()))
+        return made[0] if made else make()
+
+    def _broadcast(self, value: Any) -> Any:
+        words = np.frombuffer(json.dumps(value).encode() if self.is_main else b"", dtype=np.uint8)
+        with self.together():
+            length = int(multihost_utils.broadcast_one_to_all(np.int32(len(words))))
+            heard = multihost_utils.broadcast_one_to_all(
+                np.resize(words, length) if len(words) else np.zeros(length, np.uint8)
+            )
+        return json.loads(bytes(np.asarray(heard).tolist()))
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        return list(values)
+        """The sums of numbers over all processes."""
+        if self.size == 1:
+            return list(values)
+        return np.asarray(multihost_utils.process_allgather(np.array(values))).sum(axis=0).tolist()
 
     def agree(self, number: int) -> int:
-        return number
+        """The largest ``number`` that any process gives, the same answer for all."""
+        if self.size == 1:
+            return number
+        return int(np.asarray(multihost_utils.process_allgather(np.int32(number))).max())
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        yield
+        """While entered, the loss of another process is one sentence.
+
+        Raises:
+            BonsaiError: another process is gone.
+        """
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if self.size > 1 and any(word in str(error).lower() for word in ("gloo", "coordination", "nccl")):
+                raise BonsaiError("another process of this run is gone, so this one stops as well") from None
+            raise
+
+    def close(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
+            jax.distributed.shutdown()

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
 from bonsaigpt.config import (
@@ -30,12 +31,13 @@ from bonsaigpt.config import (
 )
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, GenerateError
-from bonsaigpt.jax_engine import optim
+from bonsaigpt.jax_engine import optim, sharding
 from bonsaigpt.jax_engine.compiling import Program, Report, program
 from bonsaigpt.jax_engine.decode import JaxDecoder
 from bonsaigpt.jax_engine.device import Placement, choose_placement
 from bonsaigpt.jax_engine.distributed import World
 from bonsaigpt.jax_engine.model import Model, Params, flat, forward, init, narrowed, nested
+from bonsaigpt.jax_engine.optim import Moments
 from bonsaigpt.jax_engine.rounding import rounded
 from bonsaigpt.jax_engine.step import Learned, cut, evaluate_rows, fresh, rows_of, token_losses, train_step
 from bonsaigpt.processes import Process
@@ -52,6 +54,7 @@ class State:
 
     config: RunConfig
     learned: Learned
+    mesh: Mesh
     step: Program
 
 
@@ -73,7 +76,7 @@ class StepMetrics:
 
 
 class JaxEngine:
-    """JAX on one device."""
+    """JAX on all devices of a kind, which are one mesh; or as one of several processes whose devices are."""
 
     name = "jax"
 
@@ -96,14 +99,14 @@ class JaxEngine:
             "engine": f"jax {jax.__version__}",
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "device": str(self.placement.device),
+            "device": ", ".join(map(str, self.placement.devices)),
             "precision": jnp.dtype(self.placement.dtype).name,
             "why": self.placement.why,
             "threads": int(os.environ.get("NPROC", os.cpu_count() or 1)),
             "workers": 1,
             "ceiling": f"{self._ceiling / 1e9:,.0f} GFLOP/s, measured: a product of two matrices in XLA",
             "processes": self.world.size,
-            "backend": "none",
+            "backend": "none" if self.world.size == 1 else jax.default_backend(),
         }
 
     # ------------------------------------------------------------------ training
@@ -115,6 +118,7 @@ class JaxEngine:
             DeviceError: in one sentence what it is, and what does.
         """
         refuse_run(config)
+        self._mesh(config)
 
     def resolve(
         self, config: RunConfig, batch: Batch, *, begin: int = 0, say: Callable[[str], None] = lambda line: None
@@ -140,7 +144,7 @@ class JaxEngine:
 
     def step_memory(self, config: RunConfig) -> StepMemory:
         """The bytes that a step of a resolved configuration will hold, as XLA counts them; it is compiled for that."""
-        learned = jax.eval_shape(lambda: fresh(config, init(config.model, config.seed)))
+        learned = self._blank(config)
         weights, state = (
             sum(w.size * w.dtype.itemsize for w in jax.tree.leaves(tree)) for tree in (learned.params, learned.moments)
         )
@@ -152,8 +156,15 @@ class JaxEngine:
         """What compiling the step of a resolved configuration takes and makes."""
         B, T = config.train.batch_size, config.model.block_size
         blank = Batch(tokens_BT=np.zeros((B, T)), targets_BT=np.zeros((B, T)), count=B * T)
-        learned = jax.eval_shape(lambda: fresh(config, init(config.model, config.seed)))
-        return self._program(config).report(learned, *self._arguments(config, blank, 1.0, 0), **self._constants(config))
+        mesh, learned = self._mesh(config), self._blank(config)
+        layout = self._layout(config, mesh, learned)
+        learned = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), learned, layout)
+        program = self._program(config, mesh, layout)
+        return program.report(learned, *self._arguments(config, mesh, blank, 1.0, 0), **self._constants(config))
+
+    def _blank(self, config: RunConfig) -> Learned:
+        """The shapes of a state."""
+        return jax.eval_shape(lambda: fresh(config, init(config.model, config.seed)))
 
     def room(self) -> Room | None:
         """The memory of the device, where it tells."""
@@ -175,31 +186,36 @@ class JaxEngine:
         """A fresh state: weights from the seed, or from ``values``; the optimizer starts anew."""
         refuse_run(config)
         params = init(config.model, config.seed) if values is None else nested(config.model, values)
-        return State(config, self._placed(fresh(config, self._placed(params))), self._program(config))
+        return self._state(config, fresh(config, params))
+
+    def _state(self, config: RunConfig, learned: Learned) -> State:
+        mesh = self._mesh(config)
+        layout = self._layout(config, mesh, learned)
+        return State(config, sharding.place(learned, layout), mesh, self._program(config, mesh, layout))
 
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:
         """The state that ``arrays`` gave, in either engine; without an optimizer's state that one starts anew."""
-        state = self.init(config, model)
-        learned = state.learned
+        refuse_run(config)
+        learned = fresh(config, nested(config.model, model))
         weights, moments = optim.load(learned.moments, flat(learned.params), optimizer)
         guard = jnp.asarray(optimizer["guard"]) if "guard" in optimizer else learned.guard
-        state.learned = self._placed(Learned(nested(config.model, weights), moments, guard))
-        return state
+        return self._state(config, Learned(nested(config.model, weights), moments, guard))
 
     def arrays(self, state: State) -> tuple[Arrays, Arrays]:
-        """The weights to use (the average, if one is kept), and all else that the next step depends on; on the host."""
+        """The weights to use (the average, if one is kept), and all else that the next step depends on; on the host.
+        All processes ask together."""
         learned = state.learned
         weights = flat(learned.params)
         to_use = learned.moments.average or weights
         table = [p.name for p in parameters(state.config.model) if p.tied_to is None]
-        return {name: np.array(to_use[name]) for name in table}, optim.arrays(weights, learned.moments) | {
-            "guard": np.array(learned.guard)
-        }
+        rest = optim.arrays(weights, learned.moments) | {"guard": learned.guard}
+        return sharding.fetch({name: to_use[name] for name in table}), sharding.fetch(rest)
 
     def save(self, state: State, run: RunDirectory, about: dict[str, Any]) -> None:
         """Write a checkpoint; ``about`` is its ``state.json``."""
         model, optimizer = self.arrays(state)
-        run.save(Checkpoint(model=model, optimizer=optimizer, state=about))
+        if self.world.is_main:
+            run.save(Checkpoint(model=model, optimizer=optimizer, state=about))
 
     def settle(self) -> None:
         """Nothing is written behind anybody's back."""
@@ -210,25 +226,54 @@ class JaxEngine:
         return self.restore(config, saved.model, saved.optimizer)
 
     def close(self) -> None:
-        """There is nobody to part from."""
+        """Part from the other processes, if there are any."""
+        self.world.close()
 
     def step(
         self, state: State, batch: Batch, *, config: RunConfig, share: float, step: int, look: Look | None = None
     ) -> StepMetrics:
         """One optimizer step at ``share`` of the peak learning rates; the state then holds what it made. ``look`` is
         not taken."""
-        arguments, constants = self._arguments(config, batch, share, step), self._constants(config)
+        arguments, constants = self._arguments(config, state.mesh, batch, share, step), self._constants(config)
         state.learned, figures = state.step(state.learned, *arguments, **constants)
         return StepMetrics(figures, batch.count)
 
-    def _program(self, config: RunConfig) -> Program:
-        return program(train_step, config, donate=(0,), static=("dtype", "fused"))
+    def _mesh(self, config: RunConfig) -> Mesh:
+        """The mesh of a run.
 
-    def _arguments(self, config: RunConfig, batch: Batch, share: float, step: int) -> tuple[Any, ...]:
+        Raises:
+            DeviceError: as many devices as there are cannot share matrices so.
+        """
+        devices, share = self.placement.devices, config.train.tensor_parallel
+        if len(devices) % share:
+            raise DeviceError(
+                f"train.tensor_parallel = {share} does not divide the {len(devices)} devices that are here: use one of "
+                f"{[n for n in range(1, len(devices) + 1) if len(devices) % n == 0]}"
+            )
+        return sharding.make_mesh(devices, model=share)
+
+    def _layout(self, config: RunConfig, mesh: Mesh, learned: Learned) -> Any:
+        """Where all of a state lies: what is kept of a parameter lies as the parameter does."""
+        whole: Any = sharding.whole(mesh)
+        each: dict[str, Any] = dict(sharding.of_parameters(config.model, mesh, fsdp=config.train.parallel == "fsdp"))
+
+        def of(tree: dict[str, Any]) -> dict[str, Any]:
+            return {name: each[name] for name in tree}
+
+        moments = learned.moments
+        adam = moments.adam._replace(count=whole, mu=of(moments.adam.mu), nu=of(moments.adam.nu))
+        return Learned(nested(config.model, each), Moments(adam, of(moments.momentum), of(moments.average)), whole)
+
+    def _program(self, config: RunConfig, mesh: Mesh, layout: Any) -> Program:
+        results = layout, sharding.whole(mesh)
+        return program(train_step, config, mesh=mesh, donate=(0,), static=("dtype", "fused"), results=results)
+
+    def _arguments(self, config: RunConfig, mesh: Mesh, batch: Batch, share: float, step: int) -> tuple[Any, ...]:
         """All but the state."""
         whole = config.train.micro_batch or config.train.batch_size
         rows = max(1, whole * config.model.block_size // batch.tokens_BT.shape[1])  # the setting counts whole blocks
-        return cut(batch, rows), np.float32(batch.count), np.float32(share), np.int32(step)
+        parts = sharding.place(cut(batch, rows, devices=mesh.shape["data"]), sharding.of_batch(mesh, rows=1))
+        return parts, np.float32(batch.count), np.float32(share), np.int32(step)
 
     def _constants(self, config: RunConfig) -> dict[str, Any]:
         plain = config.train.attention_kernel == "plain"
@@ -245,11 +290,16 @@ class JaxEngine:
 
     def evaluate(self, model: Model, batch: Batch, *, exact: bool = False, memory: Any = None) -> tuple[float, int]:
         """Sum of the loss in nats, and, if ``exact``, rows solved whole. Rows are filled up to as many as were seen
-        before, so that a last, smaller batch does not compile anew."""
+        before, so that a last, smaller batch does not compile anew. Of several processes that share it out the main one
+        tells the sum, the others 0."""
+        mesh = jax.tree.leaves(model.params)[0].sharding.mesh
         B, T = batch.tokens_BT.shape
-        rows = self._rows[T] = max(B, self._rows.get(T, 0))
-        score = program(evaluate_rows, model.config, static=("dtype", "exact"))
-        loss_sum, right = score(model.params, rows_of(batch, rows=rows), dtype=self.placement.dtype, exact=exact)
+        rows = self._rows[T] = max(-(-B // mesh.shape["data"]) * mesh.shape["data"], self._rows.get(T, 0))
+        score = program(evaluate_rows, model.config, mesh=mesh, static=("dtype", "exact"), results=sharding.whole(mesh))
+        filled = sharding.place(rows_of(batch, rows=rows), sharding.of_batch(mesh, rows=0))
+        loss_sum, right = score(model.params, filled, dtype=self.placement.dtype, exact=exact)
+        if not self.world.is_main:
+            return 0.0, 0
         return float(loss_sum), int(right) - (rows - B if exact else 0)  # an empty row is solved
 
     def losses(self, model: Model, tokens_BT: np.ndarray, targets_BT: np.ndarray, *, memory: Any = None) -> np.ndarray:
@@ -265,7 +315,8 @@ class JaxEngine:
         matrix are merged into it, once."""
         refuse_model(config)
         config, values = merge(config, values, which=lambda _, s: s.macs(s.cheapest) >= s.macs(MATERIALISED))
-        return Model(config, self._placed(nested(config, values)))
+        mesh = sharding.make_mesh(self.placement.devices)
+        return Model(config, sharding.place(nested(config, values), sharding.whole(mesh)))
 
     def model_of(self, state: State) -> Model:
         """A model to evaluate, over the average of the weights, if one is kept; good until the next step, which takes

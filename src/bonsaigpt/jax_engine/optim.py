@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jax import Array
 
-from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import MuonMatrices, RunConfig
 from bonsaigpt.errors import CheckpointError
 from bonsaigpt.jax_engine import muon
@@ -84,8 +83,8 @@ def update(
     return jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, (weights, moments))
 
 
-def arrays(weights: Flat, moments: Moments) -> Arrays:
-    """On the host, under the names that the PyTorch engine gives them; empty before the first step."""
+def arrays(weights: Flat, moments: Moments) -> Flat:
+    """All by the names that the PyTorch engine gives them; empty before the first step."""
     if int(moments.adam.count) == 0:
         return {}
     named: Flat = {"steps": moments.adam.count.astype(jnp.float32)}
@@ -93,7 +92,7 @@ def arrays(weights: Flat, moments: Moments) -> Arrays:
         named |= {f"{name}.{weight}": value for weight, value in tree.items()}
     if moments.average:
         named |= {f"weight.{weight}": value for weight, value in weights.items()}
-    return {name: np.array(value) for name, value in named.items()}
+    return named
 
 
 def load(moments: Moments, weights: Flat, saved: Mapping[str, np.ndarray]) -> tuple[Flat, Moments]:

@@ -62,11 +62,12 @@ def rows_of(batch: Batch, *, rows: int = 0) -> Rows:
     return Rows(made(batch.tokens_BT, 0), made(batch.targets_BT, IGNORE), documents)
 
 
-def cut(batch: Batch, most: int) -> Rows:
-    """The batch in equal micro-batches of at most ``most`` rows each, near-equal ones filled up with empty rows."""
+def cut(batch: Batch, most: int, *, devices: int = 1) -> Rows:
+    """The batch in equal micro-batches of at most ``most`` rows each, filled up with empty rows so that they are equal
+    and each of so many ``devices`` takes as many rows as any other."""
     total = len(batch.tokens_BT)
     parts = -(-total // most)
-    rows = -(-total // parts)
+    rows = -(-total // parts // devices) * devices
     return jax.tree.map(lambda a: a.reshape(parts, rows, a.shape[1]), rows_of(batch, rows=parts * rows))
 
 

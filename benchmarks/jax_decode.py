@@ -1,0 +1,112 @@
+"""Decoding in JAX against a straightforward decoder: one ``lax.scan`` over all tokens, a cache of the whole block,
+every slot looked at in every step. Rounds are interleaved in one run: one text, greedy.
+
+    python benchmarks/jax_decode.py --preset baby
+    python benchmarks/jax_decode.py --layers 4 --heads 4 --width 128 --block 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from bonsaigpt.config import ModelConfig, validate
+from bonsaigpt.jax_engine.engine import JaxEngine
+from bonsaigpt.spec import initial_value, parameters
+
+
+def one_scan(config: ModelConfig, params: Any, prompt_T: Array, total: int) -> Array:
+    """GPT-2 token by token, prompt and all, as one finds it in tutorials; the tokens (total,)."""
+    L, H, K, S = config.n_layer, config.n_head, config.head_width, config.block_size
+    body = params["transformer"]
+
+    def layer_norm(x: Array, weight: Array) -> Array:
+        x = x - x.mean(-1, keepdims=True)
+        return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + config.norm.eps) * weight
+
+    def step(carry: tuple[Array, Array, Array], position: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        keys, values, token = carry
+        token = jnp.where(position < len(prompt_T), prompt_T[jnp.minimum(position, len(prompt_T) - 1)], token)
+        x = body["wte"]["weight"][token] + body["wpe"]["weight"][position]
+        for layer in range(L):
+            block = body["h"][str(layer)]
+            q, k, v = jnp.split(layer_norm(x, block["ln_1"]["weight"]) @ block["attn"]["c_attn"]["weight"].T, 3)
+            keys = keys.at[layer, :, position].set(k.reshape(H, K))
+            values = values.at[layer, :, position].set(v.reshape(H, K))
+            scores = jnp.einsum("hk,hsk->hs", q.reshape(H, K), keys[layer]) / K**0.5
+            shares = jax.nn.softmax(jnp.where(jnp.arange(S) <= position, scores, -jnp.inf))
+            x = x + jnp.einsum("hs,hsk->hk", shares, values[layer]).reshape(-1) @ block["attn"]["c_proj"]["weight"].T
+            h = jax.nn.gelu(
+                layer_norm(x, block["ln_2"]["weight"]) @ block["mlp"]["c_fc"]["weight"].T, approximate=False
+            )
+            x = x + h @ block["mlp"]["c_proj"]["weight"].T
+        logits = layer_norm(x, body["ln_f"]["weight"]) @ body["wte"]["weight"].T
+        return (keys, values, logits.argmax(-1).astype(jnp.int32)), token
+
+    empty = jnp.zeros((L, H, S, K))
+    return lax.scan(step, (empty, empty, prompt_T[0]), jnp.arange(total))[1]
+
+
+def main() -> None:
+    """Print tokens a second of both, and the ratio round by round."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset")
+    for name, value in (("layers", 4), ("heads", 4), ("width", 128), ("block", 64), ("vocab", 65), ("rounds", 9)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    arguments = parser.parse_args()
+    sizes: dict[str, Any] = {"preset": arguments.preset}
+    if arguments.preset is None:
+        sizes = dict(
+            zip(
+                ("n_layer", "n_head", "n_embd", "block_size"),
+                (arguments.layers, arguments.heads, arguments.width, arguments.block),
+                strict=True,
+            )
+        )
+    config = validate({"model": sizes | {"vocab_size": arguments.vocab}}, origin="flags").model
+    engine = JaxEngine(device="cpu")
+    values = {p.name: initial_value(p, 0) * 3 for p in parameters(config) if p.tied_to is None}
+    model = engine.model(config, values)
+    prompt, total = np.arange(8, dtype=np.int32), config.block_size
+    scan = jax.jit(lambda params, prompt: one_scan(config, params, prompt, total))
+    decoder = engine.decoder(model, rows=1)
+
+    def theirs() -> list[int]:
+        return np.asarray(scan(model.params, jnp.asarray(prompt)))[8:].tolist()
+
+    def ours() -> list[int]:
+        decoder.truncate(0, 0)
+        logits_V, text = decoder.prefill(0, prompt), list[int]()
+        while len(prompt) + len(text) < total:
+            text.append(int(logits_V.argmax()))
+            if len(prompt) + len(text) < total:
+                [logits_V] = decoder.step(np.array([0]), np.array(text[-1:]))
+        return text
+
+    seconds: list[tuple[float, float]] = []
+    for round_number in range(1 + arguments.rounds):  # the first compiles
+        found, times = [], []
+        for make in (ours, theirs):
+            began = time.perf_counter()
+            found.append(make())
+            times.append(time.perf_counter() - began)
+        assert found[0] == found[1], "the two do not write the same text"
+        if round_number:
+            seconds.append((times[0], times[1]))
+    rates = [(total - 8) / median(side) for side in zip(*seconds, strict=True)]
+    ratios = sorted(b / a for a, b in seconds)
+    print(
+        f"stepping {rates[0]:,.0f} tokens/s, one scan {rates[1]:,.0f} tokens/s: {median(ratios):.2f} times, "
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds"
+    )
+
+
+if __name__ == "__main__":
+    main()
