@@ -141,7 +141,9 @@ class JaxDecoder:
         return len(self._tokens[row])
 
     def prefill(self, row: int, tokens: np.ndarray) -> np.ndarray:
-        return self._append(row, tokens, every=False)[-1]
+        logits_V = self._append(row, tokens, every=False)[-1]
+        self._likeliest = int(logits_V.argmax())
+        return logits_V
 
     def verify(self, row: int, tokens: np.ndarray) -> np.ndarray:
         return self._append(row, tokens, every=True)
