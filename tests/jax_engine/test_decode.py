@@ -112,7 +112,7 @@ def test_the_same_text_as_pytorch() -> None:
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("name", ["modern", "linear, rope"])
+@pytest.mark.parametrize("name", ["modern", pytest.param("linear, rope", marks=pytest.mark.slow)])
 def test_compiled_is_eager(name: str) -> None:
     """XLA once gave wrong values where an array is updated from its own slice (openxla/xla#49176)."""
     model = model_of(name, n_layer=1)

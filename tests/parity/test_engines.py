@@ -143,7 +143,7 @@ def test_the_comparison_notices_each_trap(change: dict[str, Any], first: str) ->
     assert divergence(truth, reference, in_jax(variant("gpt2", **change), values, tokens, targets))[0].startswith(first)
 
 
-@pytest.mark.parametrize("name", ["sliding windows", "linear, rope"])
+@pytest.mark.parametrize("name", ["sliding windows", pytest.param("linear, rope", marks=pytest.mark.slow)])
 def test_documents_stay_apart(name: str) -> None:
     config = variant(name)
     values, (tokens, targets) = lively(config), text(config)
@@ -241,7 +241,7 @@ def test_weights_and_the_optimizers_state_after_many_steps(name: str) -> None:
     fresh = TORCH.arrays(theirs)[0]
     assert list(fresh) == list(JAX.arrays(ours)[0])
     assert all(np.array_equal(value, fresh[key]) for key, value in JAX.arrays(ours)[0].items())
-    # Gradients here are of low rank (17 tokens, width 32), and Muon lifts what rounding leaves in the other directions to
+    # Gradients here are of low rank (17 tokens, width 32), and Muon lifts what rounding leaves in other directions to
     # the size of the rest: after a hundred of its steps losses agree to 1e-3, and weights do not.
     steps = 5 if "muon" in name else 100
     for first, last in ((0, 1), (1, steps)):
