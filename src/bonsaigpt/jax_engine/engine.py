@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
@@ -21,8 +20,6 @@ from jax.sharding import Mesh
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
 from bonsaigpt.config import (
     KVConfig,
-    LatentAttention,
-    LogitsDistill,
     MemoryConfig,
     ModelConfig,
     MuonMatrices,
@@ -32,12 +29,14 @@ from bonsaigpt.config import (
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError, GenerateError
 from bonsaigpt.jax_engine import optim, sharding
+from bonsaigpt.jax_engine.ceiling import copy_rate, product_rate, read_rate
 from bonsaigpt.jax_engine.compiling import Program, Report, program
 from bonsaigpt.jax_engine.decode import JaxDecoder
 from bonsaigpt.jax_engine.device import Placement, choose_placement
 from bonsaigpt.jax_engine.distributed import World
 from bonsaigpt.jax_engine.model import Model, Params, flat, forward, init, narrowed, nested
 from bonsaigpt.jax_engine.optim import Moments
+from bonsaigpt.jax_engine.refusing import refuse, refuse_model, refuse_run
 from bonsaigpt.jax_engine.rounding import rounded
 from bonsaigpt.jax_engine.step import Learned, cut, evaluate_rows, fresh, rows_of, token_losses, train_step
 from bonsaigpt.processes import Process
@@ -45,7 +44,7 @@ from bonsaigpt.spec import parameters
 from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.trace import Look, Room, StepMemory, Trace
 
-__all__ = ["JaxEngine", "State", "StepMetrics", "refuse_model", "refuse_run"]
+__all__ = ["JaxEngine", "State", "StepMetrics"]
 
 
 @dataclass
@@ -286,7 +285,7 @@ class JaxEngine:
             DeviceError: a memory is asked for.
         """
         if setting.kind != "none":
-            _refuse("carry a memory from batch to batch (train.memory)")
+            refuse("carry a memory from batch to batch (train.memory)")
 
     def evaluate(self, model: Model, batch: Batch, *, exact: bool = False, memory: Any = None) -> tuple[float, int]:
         """Sum of the loss in nats, and, if ``exact``, rows solved whole. Rows are filled up to as many as were seen
@@ -330,17 +329,17 @@ class JaxEngine:
 
     def cache(self, model: Model, *, batch: int) -> NoReturn:
         """Caches are inside the decoder here."""
-        _refuse("hand out a cache")
+        refuse("hand out a cache")
 
     def map_sums(
         self, model: Model, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: Any = None
     ) -> NoReturn:
         """Not here."""
-        _refuse("gather moments of activations (`bonsai compress`)")
+        refuse("gather moments of activations (`bonsai compress`)")
 
     def fit_mlp(self, *arguments: Any, **settings: Any) -> NoReturn:
         """Not here."""
-        _refuse("fit MLPs (`bonsai compress`)")
+        refuse("fit MLPs (`bonsai compress`)")
 
     def decoder(
         self,
@@ -358,12 +357,12 @@ class JaxEngine:
             DeviceError: a cache policy is asked for.
         """
         if kv is not None and not kv.is_plain:
-            _refuse("keep less than everything in the cache (--kv)")
+            refuse("keep less than everything in the cache (--kv)")
         return JaxDecoder(model, rows=rows, placement=self.placement, weights=weights)
 
     def reader(self, model: Model, kv: KVConfig) -> NoReturn:
         """Not here."""
-        _refuse("read through a cache policy (--kv)")
+        refuse("read through a cache policy (--kv)")
 
     def rounded(self, model: Model, weights: Literal["int8", "int4"] = "int8") -> Model:
         """The model with what int8 or int4 keeps of its matrices: to evaluate what that costs."""
@@ -392,19 +391,15 @@ class JaxEngine:
 
     def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float:
         """Operations a second of a product (m, k) times (k, n), measured; without a shape, of a large square one."""
-        m, k, n = shape or ((8192,) * 3 if self.placement.is_gpu else (1024,) * 3)
-        a, b = (self._placed(jnp.ones(sides, self.placement.dtype)) for sides in ((m, k), (k, n)))
-        return 2.0 * m * k * n * _calls_per_second(jax.jit(jnp.matmul), a, b, seconds=seconds)
+        return product_rate(self.placement, shape, seconds=seconds)
 
     def copy_rate(self, *, seconds: float) -> float:
         """Bytes a second that are read and written while memory is copied, measured."""
-        x = self._placed(jnp.ones(2**26, jnp.float32))
-        return 2.0 * x.nbytes * _calls_per_second(jax.jit(lambda x: x + 1.0), x, seconds=seconds)
+        return copy_rate(self.placement, seconds=seconds)
 
     def read_rate(self, *, seconds: float) -> float:
         """Bytes a second that are read from memory which no cache holds, measured."""
-        x = self._placed(jnp.ones(2**26, jnp.float32))
-        return x.nbytes * _calls_per_second(jax.jit(jnp.max), x, seconds=seconds)
+        return read_rate(self.placement, seconds=seconds)
 
     def alone(self, state: State) -> State:
         """The same state: there are no workers."""
@@ -416,44 +411,9 @@ class JaxEngine:
 
     def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace:
         """Not here."""
-        _refuse("record the parts of a step (`bonsai profile`), which are one program in XLA")
-
-    def _placed(self, tree: Any) -> Any:
-        return jax.device_put(tree, self.placement.device)
-
-
-def refuse_model(config: ModelConfig) -> None:
-    """Raise ``DeviceError`` for a model that this engine does not compute."""
-    if isinstance(config.attention, LatentAttention):
-        _refuse("compute latent attention (model.attention.kind)")
-    if config.experts > 1:
-        _refuse("compute mixtures of experts (model.mlp.kind)")
-
-
-def refuse_run(config: RunConfig) -> None:
-    """Raise ``DeviceError`` for a run that this engine does not compute."""
-    refuse_model(config.model)
-    if isinstance(config.optim.distill, LogitsDistill):
-        _refuse("learn from a teacher (optim.distill)")
-    if config.train.memory.kind != "none":
-        _refuse("carry a memory from batch to batch (train.memory)")
-
-
-def _refuse(what: str) -> NoReturn:
-    raise DeviceError(f"the JAX engine does not {what}: use --engine torch")
+        refuse("record the parts of a step (`bonsai profile`), which are one program in XLA")
 
 
 def _logits_at(config: ModelConfig, params: Params, tokens_BT: jax.Array, last: jax.Array, *, dtype: Any) -> jax.Array:
     logits_BTV = forward(config, narrowed(params, dtype), tokens_BT)
     return jax.lax.dynamic_index_in_dim(logits_BTV, last, axis=1, keepdims=False).astype(jnp.float32)
-
-
-def _calls_per_second(call: Callable[..., jax.Array], *arguments: jax.Array, seconds: float) -> float:
-    """Of the best of some tries, the first of which compiles."""
-    call(*arguments).block_until_ready()
-    best, end = math.inf, time.perf_counter() + seconds
-    while best == math.inf or time.perf_counter() < end:
-        began = time.perf_counter()
-        call(*arguments).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 1.0 / best

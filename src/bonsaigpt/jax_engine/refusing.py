@@ -1,0 +1,32 @@
+"""What this engine does not compute, refused in one sentence before anything is made."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from bonsaigpt.config import LatentAttention, LogitsDistill, ModelConfig, RunConfig
+from bonsaigpt.errors import DeviceError
+
+__all__ = ["refuse", "refuse_model", "refuse_run"]
+
+
+def refuse_model(config: ModelConfig) -> None:
+    """Raise ``DeviceError`` for a model that this engine does not compute."""
+    if isinstance(config.attention, LatentAttention):
+        refuse("compute latent attention (model.attention.kind)")
+    if config.experts > 1:
+        refuse("compute mixtures of experts (model.mlp.kind)")
+
+
+def refuse_run(config: RunConfig) -> None:
+    """Raise ``DeviceError`` for a run that this engine does not compute."""
+    refuse_model(config.model)
+    if isinstance(config.optim.distill, LogitsDistill):
+        refuse("learn from a teacher (optim.distill)")
+    if config.train.memory.kind != "none":
+        refuse("carry a memory from batch to batch (train.memory)")
+
+
+def refuse(what: str) -> NoReturn:
+    """Raise ``DeviceError``: the engine does not do that, and who does."""
+    raise DeviceError(f"the JAX engine does not {what}: use --engine torch")
