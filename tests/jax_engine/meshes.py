@@ -32,7 +32,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         device, settings = MESHES[name]
         model = {"n_layer": 1, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 24, "bias": True}
-        train = {"batch_size": 12, "micro_batch": 6, "precision": "fp32", **settings}
+        train = {"batch_size": 12, "micro_batch": 6, "precision": "fp32", "engine": "jax", **settings}
         config = validate({"model": model, "train": train, "optim": {"lr": 1e-2, "eps": 1e-5}}, origin="mesh")
         engine = JaxEngine(device=device, process=process)
         engine.check_fits(config)

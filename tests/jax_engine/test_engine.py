@@ -14,7 +14,7 @@ import pytest
 from bonsaigpt.cli import main
 from bonsaigpt.config import validate
 from bonsaigpt.engines import load_engine
-from bonsaigpt.errors import DeviceError
+from bonsaigpt.errors import ConfigError, DeviceError
 
 WITHOUT_JAX = """
 import sys
@@ -51,6 +51,12 @@ def test_without_jax_or_a_piece_of_it_a_sentence(
 def test_an_unknown_engine_suggests_the_right_one() -> None:
     with pytest.raises(DeviceError, match="Did you mean 'jax'"):
         load_engine("jaxx")
+
+
+def test_sharing_matrices_is_for_this_engine_alone() -> None:
+    validate({"train": {"tensor_parallel": 2, "engine": "jax"}}, origin="test")
+    with pytest.raises(ConfigError, match="add --engine jax, or use 1"):
+        validate({"train": {"tensor_parallel": 2}}, origin="test")
 
 
 @pytest.fixture(scope="module")

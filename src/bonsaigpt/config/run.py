@@ -153,6 +153,10 @@ class RunConfig(Config):
                 )
             if getattr(self.data, "order", "") == "streams":
                 raise ValueError(f"train.{name} breaks the rows of data.order = 'streams': use 'shuffled', or no ramp")
+        if self.train.tensor_parallel > 1 and self.train.engine == "torch":
+            raise ValueError(
+                f"train.tensor_parallel = {self.train.tensor_parallel} is the JAX engine's: add --engine jax, or use 1"
+            )
         if self.train.memory.kind != "none":
             self._check_memory()
         if self.train.best == "exact" and not isinstance(self.data, TaskData | ExamplesData):

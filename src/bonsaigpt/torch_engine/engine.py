@@ -119,10 +119,8 @@ class TorchEngine:
         """Refuse, by arithmetic alone, a model that this device cannot train; its vocabulary may be unknown yet.
 
         Raises:
-            DeviceError: what every step holds is more than the memory that there is, or matrices are to be shared.
+            DeviceError: what every step holds is more than the memory that there is.
         """
-        if config.train.tensor_parallel > 1:
-            raise DeviceError("train.tensor_parallel is the JAX engine's: use --engine jax, or train.parallel = 'fsdp'")
         refuse_hopeless(config, self.room(), shards=self.world.size if config.train.parallel == "fsdp" else 1)
 
     def step_memory(self, config: RunConfig) -> StepMemory:
