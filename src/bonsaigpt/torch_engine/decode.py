@@ -1,4 +1,5 @@
-"""Which decoder: the C++ one on a CPU, the model's own code elsewhere and wherever the other cannot be."""
+"""Which decoder: the C++ one on a CPU, the model's own code elsewhere and wherever the other cannot be; and the same of
+the blocks around a cache with a policy."""
 
 from __future__ import annotations
 
@@ -6,15 +7,18 @@ from collections.abc import Callable
 
 import torch
 
+from bonsaigpt.config import KVConfig
 from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.eager import EagerDecoder
+from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder
 from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.native.blocks import NativeBlocks
 from bonsaigpt.torch_engine.native.building import Missing, is_built
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
 from bonsaigpt.torch_engine.native.packing import what_is_not_computed, what_is_not_dense
 from bonsaigpt.torch_engine.rounding import Weights
 
-__all__ = ["make_decoder"]
+__all__ = ["make_decoder", "make_policy_decoder"]
 
 _FEW = 200
 """Tokens below which nothing is built: building takes some seconds, once for all runs to come."""
@@ -30,17 +34,44 @@ def make_decoder(
     say: Callable[[str], None] = lambda words: None,
 ) -> NativeDecoder | EagerDecoder:
     """See ``bonsaigpt.engines.Engine.decoder``."""
-    missing = _what_is_missing(model, placement)
-    if missing is None:
-        try:
-            if not is_built():
-                if tokens is not None and tokens < _FEW:
-                    raise Missing(f"the C++ is not built yet, and {tokens} tokens do not pay for that")
-                say("building the decoding step in C++: some seconds, once for this machine")
-            return NativeDecoder(model, rows=rows, weights=weights, threads=torch.get_num_threads())
-        except Missing as why:
-            missing = str(why)
-    return EagerDecoder(model, rows=rows, placement=placement, weights=weights, why=missing)
+    try:
+        _check(model, placement, tokens, say)
+        return NativeDecoder(model, rows=rows, weights=weights, threads=torch.get_num_threads())
+    except Missing as why:
+        return EagerDecoder(model, rows=rows, placement=placement, weights=weights, why=str(why))
+
+
+def make_policy_decoder(
+    model: GPT,
+    kv: KVConfig,
+    *,
+    rows: int,
+    placement: Placement,
+    weights: Weights = "fp32",
+    tokens: int | None = None,
+    say: Callable[[str], None] = lambda words: None,
+) -> PolicyDecoder:
+    """See ``bonsaigpt.engines.Engine.decoder``.
+
+    Raises:
+        ConfigError: the model cannot have this policy.
+    """
+
+    def blocks(model: GPT) -> NativeBlocks:
+        _check(model, placement, tokens, say)
+        return NativeBlocks(model, weights=weights, threads=torch.get_num_threads())
+
+    return PolicyDecoder(model, kv, rows=rows, placement=placement, weights=weights, native=blocks)
+
+
+def _check(model: GPT, placement: Placement, tokens: int | None, say: Callable[[str], None]) -> None:
+    """Raise ``Missing`` if the C++ cannot be, or does not pay for so few tokens."""
+    if (missing := _what_is_missing(model, placement)) is not None:
+        raise Missing(missing)
+    if not is_built():
+        if tokens is not None and tokens < _FEW:
+            raise Missing(f"the C++ is not built yet, and {tokens} tokens do not pay for that")
+        say("building the decoding step in C++: some seconds, once for this machine")
 
 
 def _what_is_missing(model: GPT, placement: Placement) -> str | None:

@@ -27,7 +27,7 @@ from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
 from bonsaigpt.torch_engine.deciding import decide
-from bonsaigpt.torch_engine.decode import make_decoder
+from bonsaigpt.torch_engine.decode import make_decoder, make_policy_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
@@ -352,7 +352,9 @@ class TorchEngine:
             ConfigError: the model cannot have this policy.
         """
         if kv is not None and not kv.is_plain:
-            return PolicyDecoder(model, kv, rows=rows, placement=self.placement, weights=weights)
+            return make_policy_decoder(
+                model, kv, rows=rows, placement=self.placement, weights=weights, tokens=tokens, say=say
+            )
         return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens, say=say)
 
     def reader(self, model: GPT, kv: KVConfig) -> PolicyReader:

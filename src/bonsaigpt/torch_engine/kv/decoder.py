@@ -1,5 +1,6 @@
-"""Decoding through a cache policy, by the model's own code: one row after the other, so that the bits of a row depend
-on nothing but itself; and reading many texts of one length at once, to measure what a policy costs.
+"""Decoding through a cache policy: one row after the other, so that the bits of a row depend on nothing but itself.
+On a CPU the products are the C++'s, where it can be, and the cache computes the attention between them. And reading
+many texts of one length at once, to measure what a policy costs.
 
 Past tokens are gone in most policies, so a row cannot be cut anywhere. It keeps two sorts of marks to go back to: the
 end of its last prefill (the same prompt again) and every token of its last ``verify`` (refused guesses). A mark is the
@@ -7,6 +8,8 @@ state that the cache had there; it shares what has not changed since.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,6 +22,8 @@ from bonsaigpt.torch_engine.device import Placement
 from bonsaigpt.torch_engine.eager import bytes_of_a_step, check_different, check_row, check_tokens, ready
 from bonsaigpt.torch_engine.kv.cache import PolicyCache, bits_of
 from bonsaigpt.torch_engine.model import GPT
+from bonsaigpt.torch_engine.native.blocks import NativeBlocks
+from bonsaigpt.torch_engine.native.building import Missing
 from bonsaigpt.torch_engine.rounding import Weights
 
 __all__ = ["PolicyDecoder", "PolicyReader", "attention_maps"]
@@ -52,11 +57,23 @@ class PolicyDecoder:
     """See ``bonsaigpt.engines.Decoder``. Where every layer forgets and positions have no table, a row has no end and
     its context never slides.
 
+    Args:
+        native: makes the C++ for the model as decoding reads it; without it the model's own code computes.
+
     Raises:
         ConfigError: the model cannot have this policy.
     """
 
-    def __init__(self, model: GPT, kv: KVConfig, *, rows: int, placement: Placement, weights: Weights = "fp32") -> None:
+    def __init__(
+        self,
+        model: GPT,
+        kv: KVConfig,
+        *,
+        rows: int,
+        placement: Placement,
+        weights: Weights = "fp32",
+        native: Callable[[GPT], NativeBlocks] | None = None,
+    ) -> None:
         self._model, self._placement = ready(model, placement, weights), placement
         self._kv, self.rows = kv, rows
         config = model.config
@@ -65,8 +82,16 @@ class PolicyDecoder:
         self._caches = [PolicyCache(config, kv) for _ in range(rows)]
         self._marks: list[list[PolicyCache]] = [[] for _ in range(rows)]
         self.weight_bytes = bytes_of_a_step(self._model)
+        self._blocks: NativeBlocks | None = None
         rounding = ", int8 weights without their speed" if weights == "int8" else ""
-        self.why = f"cache policy {write_policy(kv)}: the model's own code on {placement.device}{rounding}"
+        how = f"the model's own code on {placement.device}{rounding}"
+        if native is not None:
+            try:
+                self._blocks = native(self._model)
+                self.weight_bytes, how = self._blocks.weight_bytes, f"C++ around it, {weights} weights"
+            except Missing as why:
+                how += f"; {why}"
+        self.why = f"cache policy {write_policy(kv)}: {how}"
 
     def length(self, row: int) -> int:
         return self._caches[row].length
@@ -140,6 +165,10 @@ class PolicyDecoder:
         return bits_of(t for cache in self._caches for t in cache.tensors())
 
     def _read(self, cache: PolicyCache, tokens: np.ndarray) -> np.ndarray:
+        """Logits (1, V) after the last."""
+        if self._blocks is not None and len(tokens) <= self._blocks.most:
+            with torch.inference_mode():
+                return self._blocks.read(cache, tokens)[None]
         return _read(self._model, self._placement, cache, tokens[None], every=False)[0]
 
     def _check(self, rows: list[int], tokens: np.ndarray, count: int) -> None:

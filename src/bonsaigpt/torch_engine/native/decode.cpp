@@ -33,6 +33,15 @@ struct Model {
     // at once; values as they come, (rows, layers, kv_heads, slots, head_width). Slots are padded to a multiple of 16.
     float *keys, *values;
     int64_t* lengths;  // (rows,), kept here and by the caller
+    // Or no keys and values here: the caller is asked for the attention of each layer, see ``Buffers``.
+    void (*attend)(int64_t layer);
+};
+
+// Where a caller that computes the attention itself finds what it is made of, and puts it: token i of the call at
+// i times the stride. Queries, keys and values side by side, normalised, before RoPE; ``input`` is what they come from.
+struct Buffers {
+    float *input, *qkv, *mixed;
+    int64_t input_stride, qkv_stride, mixed_stride;
 };
 
 }
@@ -53,7 +62,7 @@ class Decoder {
           width_(stride(m_.width)), qkv_width_(stride((m_.heads + 2 * m_.kv_heads) * m_.head_width)),
           mixed_width_(stride(m_.heads * m_.head_width)), hidden_width_(stride(m_.hidden)), slots_(padded(m_.slots)),
           x_(MOST * width_), normed_(MOST * width_), qkv_(MOST * qkv_width_), mixed_(MOST * mixed_width_),
-          hidden_(MOST * hidden_width_), scores_(threads * slots_) {}
+          hidden_(MOST * hidden_width_), scores_(m_.attend ? 0 : threads * slots_) {}
 
     // Token i goes into row rows[i], after what that row holds. Logits (count - from, vocabulary) of tokens from .. on.
     int32_t step(const int64_t* rows, const int64_t* tokens, int64_t count, int64_t from, float* logits) {
@@ -79,6 +88,10 @@ class Decoder {
         run(tokens, count, from, logits);
         pace.note(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
         return FINE;
+    }
+
+    Buffers buffers() {
+        return {(m_.post_norm ? x_ : normed_).data(), qkv_.data(), mixed_.data(), width_, qkv_width_, mixed_width_};
     }
 
     // That one token a call was fastest with of late.
@@ -123,16 +136,8 @@ class Decoder {
         const float* y = m_.post_norm ? x_.data() : norm(layer.ln_1, layer.ln_1_bias, 0, count);
         multiply(layer.c_attn, y, width_, 0, count,
                  [&](int64_t i, int64_t o, Vec v) { store(&qkv_[i * qkv_width_ + o], v); });
-        pool_.share(count * qkv_width_ < WORTH ? 1 : count, [&](int64_t chunk, int) {
-            bool one = count * qkv_width_ < WORTH;
-            for (int64_t i = one ? 0 : chunk; i < (one ? count : chunk + 1); i++) remember(l, i, i >= from);
-        });
-        int64_t pairs = (count - from) * m_.kv_heads;
-        int64_t some = std::max<int64_t>(1, pairs / (4 * pool_.threads()));
-        pool_.share((pairs + some - 1) / some, [&](int64_t chunk, int thread) {
-            for (int64_t i = chunk * some; i < std::min(pairs, (chunk + 1) * some); i++)
-                attend(l, from + i / m_.kv_heads, i % m_.kv_heads, &scores_[thread * slots_]);
-        });
+        if (m_.attend) ask(l, count);
+        else look(l, from, count);
         multiply(layer.attn_proj, mixed_.data(), mixed_width_, from, count, add);
         if (m_.post_norm) norm_in_place(layer.ln_1, layer.ln_1_bias, from, count);
         y = m_.post_norm ? x_.data() : norm(layer.ln_2, layer.ln_2_bias, from, count);
@@ -145,6 +150,28 @@ class Decoder {
         });
         multiply(layer.mlp_proj, hidden_.data(), hidden_width_, from, count, add);
         if (m_.post_norm) norm_in_place(layer.ln_2, layer.ln_2_bias, from, count);
+    }
+
+    // The caller has keys and values, and positions: there is no RoPE here then.
+    void ask(int64_t l, int64_t count) {
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t h = 0; h < m_.heads + m_.kv_heads; h++)
+                prepare(&qkv_[i * qkv_width_ + h * m_.head_width], 0,
+                        h < m_.heads ? layers_[l].q_norm : layers_[l].k_norm);
+        m_.attend(l);
+    }
+
+    void look(int64_t l, int64_t from, int64_t count) {
+        pool_.share(count * qkv_width_ < WORTH ? 1 : count, [&](int64_t chunk, int) {
+            bool one = count * qkv_width_ < WORTH;
+            for (int64_t i = one ? 0 : chunk; i < (one ? count : chunk + 1); i++) remember(l, i, i >= from);
+        });
+        int64_t pairs = (count - from) * m_.kv_heads;
+        int64_t some = std::max<int64_t>(1, pairs / (4 * pool_.threads()));
+        pool_.share((pairs + some - 1) / some, [&](int64_t chunk, int thread) {
+            for (int64_t i = chunk * some; i < std::min(pairs, (chunk + 1) * some); i++)
+                attend(l, from + i / m_.kv_heads, i % m_.kv_heads, &scores_[thread * slots_]);
+        });
     }
 
     // ``finish(token, output, 16 values)`` of x W^T + b for tokens from .. count.
@@ -343,6 +370,7 @@ extern "C" {
 int64_t bonsai_most_tokens() { return MOST; }
 void* bonsai_open(const Model* model, int32_t threads) { return new Decoder(*model, threads); }
 void bonsai_close(void* decoder) { delete static_cast<Decoder*>(decoder); }
+void bonsai_buffers(void* decoder, Buffers* found) { *found = static_cast<Decoder*>(decoder)->buffers(); }
 int32_t bonsai_threads(void* decoder) { return static_cast<Decoder*>(decoder)->threads(); }
 int32_t bonsai_step(void* decoder, const int64_t* rows, const int64_t* tokens, int64_t count, int64_t from,
                     float* logits) {

@@ -21,7 +21,7 @@ from bonsaigpt.torch_engine.native.packing import LANES, Packed, what_is_not_com
 from bonsaigpt.torch_engine.rounding import Weights
 from bonsaigpt.torch_engine.structured import dense
 
-__all__ = ["NativeDecoder"]
+__all__ = ["NativeDecoder", "closing", "fitting_threads", "structure_of"]
 
 _WORTH_A_THREAD = 1 << 20
 """Bytes of weights for each thread: with less, threads wait for each other longer than they compute."""
@@ -53,13 +53,13 @@ class NativeDecoder:
         self._values = np.zeros((*shape, slots, config.head_width), dtype=np.float32)
         self._lengths = np.zeros(rows, dtype=np.int64)
         self._packed = Packed(model, weights)
-        structure = _structure(model, self._packed)
+        structure = structure_of(model, self._packed)
         structure.rows, structure.slots = rows, config.block_size
         structure.keys, structure.values = self._keys.ctypes.data, self._values.ctypes.data
         structure.lengths = self._lengths.ctypes.data
-        threads = max(1, min(threads, self._packed.bytes // _WORTH_A_THREAD))
+        threads = fitting_threads(self._packed, threads)
         self._handle = self._library.bonsai_open(ctypes.byref(structure), threads)
-        self._closing = weakref.finalize(self, _close, self._library, self._handle, os.getpid())
+        self._closing = closing(self, self._library, self._handle)
         # Of fixed place, so that a call has no address to look up.
         self._in_rows, self._in_tokens = (np.zeros(max(rows, self._most), dtype=np.int64) for _ in range(2))
         self._logits = np.zeros((rows, config.vocabulary), dtype=np.float32)
@@ -164,7 +164,8 @@ def _too_long(row: int, needed: int, slots: int) -> GenerateError:
     return GenerateError(f"row {row} has {slots} slots, {needed} are needed: shorten the text or slide")
 
 
-def _structure(model: GPT, packed: Packed) -> Model:
+def structure_of(model: GPT, packed: Packed) -> Model:
+    """All of a model but its cache."""
     config, transformer = model.config, model.transformer
     assert isinstance(config.attention, SoftmaxAttention)
     layers = (Layer * config.n_layer)(*(_layer(block, packed) for block in transformer.h))  # the C++ makes a copy
@@ -214,6 +215,16 @@ def _layer(block: nn.Module, packed: Packed) -> Layer:
 def _mlp(config: ModelConfig) -> int:
     tanh = isinstance(config.one_mlp, GeluMLP) and config.one_mlp.approximate == "tanh"
     return MLPS["gelu tanh" if tanh else config.one_mlp.kind]
+
+
+def fitting_threads(packed: Packed, most: int) -> int:
+    """Threads that these weights are worth."""
+    return max(1, min(most, packed.bytes // _WORTH_A_THREAD))
+
+
+def closing(owner: object, library: ctypes.CDLL, handle: int) -> weakref.finalize:
+    """Close a decoder of the C++ when its owner goes."""
+    return weakref.finalize(owner, _close, library, handle, os.getpid())
 
 
 def _close(library: ctypes.CDLL, handle: int, process: int) -> None:

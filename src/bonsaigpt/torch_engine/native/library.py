@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import CFUNCTYPE, c_float, c_int32, c_int64, c_void_p
 
 from bonsaigpt.torch_engine.native.building import load_library
 
-__all__ = ["MLPS", "REFUSALS", "ROPES", "Layer", "Matrix", "Model", "library"]
+__all__ = ["ATTEND", "MLPS", "REFUSALS", "ROPES", "Buffers", "Layer", "Matrix", "Model", "library"]
 
 MLPS = {"gelu": 0, "gelu tanh": 1, "swiglu": 2, "relu2": 3}
 ROPES = {"none": 0, "halves": 1, "neighbours": 2}
 REFUSALS = {1: "row", 2: "token", 3: "full"}
 """What ``bonsai_step`` returns instead of 0, and then nothing has changed."""
+ATTEND = CFUNCTYPE(None, c_int64)
+"""Asked for the attention of a layer, if the cache is not the C++'s own."""
 
 
 class Matrix(ctypes.Structure):
@@ -49,6 +51,16 @@ class Model(ctypes.Structure):
         *((name, c_void_p) for name in ("wte", "wpe", "cos", "sin", "ln_f", "ln_f_bias", "layer")),
         ("head", Matrix),
         *((name, c_void_p) for name in ("keys", "values", "lengths")),
+        ("attend", c_void_p),
+    ]
+
+
+class Buffers(ctypes.Structure):
+    """What an attention that is asked for is made of, and where its result goes; strides in numbers."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("input", "qkv", "mixed")),
+        *((name, c_int64) for name in ("input_stride", "qkv_stride", "mixed_stride")),
     ]
 
 
@@ -63,6 +75,7 @@ def library() -> ctypes.CDLL:
     found.bonsai_open.argtypes, found.bonsai_open.restype = [c_void_p, c_int32], c_void_p
     found.bonsai_close.argtypes, found.bonsai_close.restype = [c_void_p], None
     found.bonsai_threads.argtypes, found.bonsai_threads.restype = [c_void_p], c_int32
+    found.bonsai_buffers.argtypes, found.bonsai_buffers.restype = [c_void_p, c_void_p], None
     found.bonsai_step.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p]
     found.bonsai_step.restype = c_int32
     return found
