@@ -1,8 +1,9 @@
 """Milliseconds a token through cache policies, against everything exact, at a long context; batch 1, one thread.
 
 All sides compute the same weights (drawn, not trained: time does not depend on them) in one process, and decode in
-turns of a few tokens, in an order that is reversed every other round. Policies run in the model's own code, so they are
-held against ``full`` there; beside it stands ``full`` in C++, which policies do not have.
+turns of a few tokens, in an order that is reversed every other round. Policies have their products in C++ and their
+attention in the model's own code; they are held against ``full`` in the model's own code, and beside it stands ``full``
+in C++.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bonsaigpt.kv import AttendingCache
-from bonsaigpt.torch_engine.attention import Attention
+from bonsaigpt.torch_engine.attention import Attention, Where
 from bonsaigpt.torch_engine.model import GPT, Block
 from bonsaigpt.torch_engine.native.building import Missing
 from bonsaigpt.torch_engine.native.decoder import closing, fitting_threads, structure_of
@@ -53,8 +53,9 @@ class NativeBlocks:
         self._handle = self._library.bonsai_open(ctypes.byref(structure), threads)
         self._closing = closing(self, self._library, self._handle)
         self._views = _views(self._library, self._handle, model, self.most)
-        self._attentions = [block.attn for block in model.transformer.h if isinstance(block, Block)]
+        self._attentions = [_attention(block) for block in model.transformer.h]
         self._cache: AttendingCache | None = None
+        self._where = Where(None, None, None)  # the cache knows where tokens stand
         self._count = 0
         self._failed: BaseException | None = None
 
@@ -88,14 +89,36 @@ class NativeBlocks:
         try:
             assert self._cache is not None
             x_TD, qkv_THK, mixed_THK = (view[: self._count] for view in self._views)
-            attention = self._attentions[layer]
-            assert isinstance(attention, Attention)
-            H, G = attention.n_head, attention.n_kv_head
-            qk_BTHK, v_BTGK = qkv_THK[None].split([H + G, G], dim=2)
-            y_BHTK = self._cache.attend(attention, x_TD[None], qk_BTHK, v_BTGK)
+            x_BTD = x_TD[None]
+            made = _Made(self._attentions[layer], x_BTD, qkv_THK[None])
+            y_BHTK, _ = self._cache.attend(made, x_BTD, self._where, None)
             mixed_THK.copy_(y_BHTK[0].transpose(0, 1))
         except BaseException as error:
             self._failed = error
+
+
+def _attention(block: nn.Module) -> Attention:
+    assert isinstance(block, Block)
+    assert isinstance(block.attn, Attention)
+    return block.attn
+
+
+class _Made:
+    """An attention whose queries, keys and values of the present tokens have been made; of other inputs it makes them
+    itself."""
+
+    def __init__(self, attention: Attention, x_BTD: Tensor, qkv_BTHK: Tensor) -> None:
+        self._attention, self._x, self._qkv = attention, x_BTD, qkv_BTHK
+
+    def heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Attention.heads``."""
+        if x_BTD is not self._x:
+            return self._attention.heads(x_BTD)
+        G = self._attention.n_kv_head
+        return self._qkv[:, :, :-G], self._qkv[:, :, -G:]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attention, name)
 
 
 def _views(library: ctypes.CDLL, handle: int, model: GPT, most: int) -> tuple[Tensor, Tensor, Tensor]:
