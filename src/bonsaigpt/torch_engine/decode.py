@@ -18,7 +18,7 @@ from bonsaigpt.torch_engine.native.decoder import NativeDecoder
 from bonsaigpt.torch_engine.native.packing import what_is_not_computed, what_is_not_dense
 from bonsaigpt.torch_engine.rounding import Weights
 
-__all__ = ["make_decoder", "make_policy_decoder"]
+__all__ = ["make_decoder"]
 
 _FEW = 200
 """Tokens below which nothing is built: building takes some seconds, once for all runs to come."""
@@ -32,25 +32,8 @@ def make_decoder(
     weights: Weights = "fp32",
     tokens: int | None = None,
     say: Callable[[str], None] = lambda words: None,
-) -> NativeDecoder | EagerDecoder:
-    """See ``bonsaigpt.engines.Engine.decoder``."""
-    try:
-        _check(model, placement, tokens, say)
-        return NativeDecoder(model, rows=rows, weights=weights, threads=torch.get_num_threads())
-    except Missing as why:
-        return EagerDecoder(model, rows=rows, placement=placement, weights=weights, why=str(why))
-
-
-def make_policy_decoder(
-    model: GPT,
-    kv: KVConfig,
-    *,
-    rows: int,
-    placement: Placement,
-    weights: Weights = "fp32",
-    tokens: int | None = None,
-    say: Callable[[str], None] = lambda words: None,
-) -> PolicyDecoder:
+    kv: KVConfig | None = None,
+) -> NativeDecoder | EagerDecoder | PolicyDecoder:
     """See ``bonsaigpt.engines.Engine.decoder``.
 
     Raises:
@@ -61,7 +44,13 @@ def make_policy_decoder(
         _check(model, placement, tokens, say)
         return NativeBlocks(model, weights=weights, threads=torch.get_num_threads())
 
-    return PolicyDecoder(model, kv, rows=rows, placement=placement, weights=weights, native=blocks)
+    if kv is not None and not kv.is_plain:
+        return PolicyDecoder(model, kv, rows=rows, placement=placement, weights=weights, native=blocks)
+    try:
+        _check(model, placement, tokens, say)
+        return NativeDecoder(model, rows=rows, weights=weights, threads=torch.get_num_threads())
+    except Missing as why:
+        return EagerDecoder(model, rows=rows, placement=placement, weights=weights, why=str(why))
 
 
 def _check(model: GPT, placement: Placement, tokens: int | None, say: Callable[[str], None]) -> None:

@@ -27,7 +27,7 @@ from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
 from bonsaigpt.torch_engine.deciding import decide
-from bonsaigpt.torch_engine.decode import make_decoder, make_policy_decoder
+from bonsaigpt.torch_engine.decode import make_decoder
 from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
@@ -351,11 +351,8 @@ class TorchEngine:
         Raises:
             ConfigError: the model cannot have this policy.
         """
-        if kv is not None and not kv.is_plain:
-            return make_policy_decoder(
-                model, kv, rows=rows, placement=self.placement, weights=weights, tokens=tokens, say=say
-            )
-        return make_decoder(model.eval(), rows=rows, placement=self.placement, weights=weights, tokens=tokens, say=say)
+        model, placement = model.eval(), self.placement
+        return make_decoder(model, rows=rows, placement=placement, weights=weights, tokens=tokens, say=say, kv=kv)
 
     def reader(self, model: GPT, kv: KVConfig) -> PolicyReader:
         """Texts side by side through one cache policy; see ``bonsaigpt.engines.Reader``."""
