@@ -22,13 +22,13 @@ TOOL = Path(sys.executable).parent / "schemathesis"
 def test_no_request_of_the_description_breaks_the_server(runs: Path, tmp_path: Path) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     with live(runs, replace(LIMITS, tokens=20, queue=64)) as server:
-        command = [str(TOOL), "run", f"{server.url}/openapi.json", "--checks", checks, "--max-examples", "60"]
+        command = [str(TOOL), "run", f"{server.url}/openapi.json", "--checks", checks, "--max-examples", "25"]
         command += ["--generation-deterministic", "--phases", "coverage,fuzzing", "--workers", "2"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900)
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
             answers = re.findall(r'route="(/[\w/]+)",status="(\d+)"} (\d+)', answer.read().decode())
     made = {status: sum(int(count) for _, at, count in answers if at == status) for _, status, _ in answers}
-    assert made["200"] > 50
-    assert made["400"] > 200
+    assert made["200"] > 20
+    assert made["400"] > 50
     assert not [status for status in made if status.startswith("5")]
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -165,6 +165,12 @@ async function figures() {
     const body = side.index === 0 || same ? { tokens: ids(sides[0]) } : { text };
     side.figures = await (await ask("/bonsai/read", { ...asked(side), ...body })).json();
   }
+  // Of the tokens that all sides foresaw: a cache without an end has read more of a long text than a block.
+  const most = Math.min(...active().map((side) => side.figures.read - 1));
+  for (const { figures: f } of active()) {
+    f.scored = most;
+    f.loss = most ? -f.tokens.slice(-most).reduce((sum, token) => sum + token.logprob, 0) / most : null;
+  }
   part();
 }
 
@@ -220,8 +226,8 @@ function tell(side, at) {
   if (side.speed) item("", number(side.speed), " tokens/s");
   const f = side.figures;
   if (f && f.loss !== null) {
-    const whole = f.read === f.tokens.length ? "text" : `last ${f.read} tokens`;
-    item(`loss of ${comparing() ? "A's" : "this"} ${whole}`, f.loss.toFixed(3), " nats a token");
+    const whole = f.scored === f.tokens.length - 1 ? "text" : `last ${f.scored} tokens`;
+    item(`loss of ${comparing() ? "A's" : "the"} ${whole}`, f.loss.toFixed(3), " nats a token");
     item("cache", number(f.bits_per_token), " bits a token");
     item("", number(f.bits / 8192), " KiB");
   }
