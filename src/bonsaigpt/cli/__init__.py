@@ -22,6 +22,7 @@ VERBS = {
     "eval": "score a model on its whole validation split, or on any text",
     "finetune": "go on with a trained model on examples of a task",
     "adapter": "merge adapters, or keep them as small files beside the base",
+    "harness": "tasks of lm-evaluation-harness on a model as it is",
     "task": "score a model's answers to examples, with a page of its mistakes",
     "stretch": "train a run on at a longer context",
     "shrink": "train a run on with a smaller key/value cache",

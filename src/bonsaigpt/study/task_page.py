@@ -95,7 +95,7 @@ def _confused(result: TaskResult, folder: Path) -> str:
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("the model's answer")
         axes.set_ylabel("what it should be")
-        if len(names) <= _DRAWN:
+        if len(names) <= _DRAWN + 1:  # those, and all others
             for (row, column), count in np.ndenumerate(counts):
                 if count:
                     colour = "white" if shares[row, column] > 0.6 else "#23261f"
