@@ -72,6 +72,7 @@ def engine() -> Any:
         ({"model": {"attention": {"kind": "latent"}}}, "latent attention"),
         ({"model": {"mlp": {"kind": "moe"}}}, "mixtures of experts"),
         ({"optim": {"distill": {"kind": "logits", "teacher": "x"}}}, "teacher"),
+        ({"train": {"kv": "window(8), int4"}}, "cache policy"),
         (
             {"train": {"memory": {"kind": "hidden", "length": 4}}, "data": {"kind": "stdlib", "order": "streams"}},
             "memory",

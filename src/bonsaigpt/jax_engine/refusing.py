@@ -25,6 +25,8 @@ def refuse_run(config: RunConfig) -> None:
         refuse("learn from a teacher (optim.distill)")
     if config.train.memory.kind != "none":
         refuse("carry a memory from batch to batch (train.memory)")
+    if config.train.kv:
+        refuse("train through a cache policy (train.kv)")
 
 
 def refuse(what: str) -> NoReturn:
