@@ -155,8 +155,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_flags: 
     )
     (studies / "kv.csv").write_text(header + '"window(4), int8",64,2,2.5,0.01,0.005,0.02,0,0,1,0,0,1,bonsai eval a\n')
     header = "structure,share,heal,stored,bytes,tokens_per_second,validation,test,added,margin,to_best,to_best_margin,p"
-    rows = "dense,1,0,3500,14000,10,2,2,0,,,,,1,1,,2\nlowrank,0.5,20,3000,12000,10,2,2,0.1,0.02,0,,,1,1,rank 3,2\n"
-    (studies / "compress.csv").write_text(header + ",best,frontier,becomes,test_by_seed\n" + rows)
+    rows = "dense,1,0,3500,14000,10,2,2,0,,,,,1,1,,2,bonsai eval a\n"
+    rows += "lowrank,0.5,20,3000,12000,10,2,2,0.1,0.02,0,,,1,1,rank 3,2,bonsai compress a --heal 20\n"
+    (studies / "compress.csv").write_text(header + ",best,frontier,becomes,test_by_seed,command\n" + rows)
     return folder
 
 
@@ -209,8 +210,16 @@ def test_points_of_studies_have_their_commands(client: TestClient, runs: Path) -
         }
     ]
     dense, small = client.get("/studies/compress/%3Cb%3Ea").json()["points"]
-    assert dense["command"].startswith("bonsai eval ")
-    assert small["command"].endswith("--structure lowrank --target-params 0.5 --heal 20")
+    assert dense["command"] == "bonsai eval a"
+    assert small == {
+        "x": 3000.0,
+        "y": 0.1,
+        "interval": [0.08, 0.12000000000000001],
+        "front": True,
+        "name": "lowrank, 50%, healed for 20 steps: rank 3",
+        "group": "lowrank",
+        "command": "bonsai compress a --heal 20",
+    }
     assert client.get("/studies/lr/%3Cb%3Ea").status_code == 404
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bonsaigpt.files import write_text
 from bonsaigpt.report.markup import document, panel, table, text
-from bonsaigpt.study.compress import Cell, against, best_of, frontier
+from bonsaigpt.study.compress import SCRATCH, Cell, against, best_of, frontier
 from bonsaigpt.study.drawing import save_drawing
 from bonsaigpt.units import named
 
@@ -120,7 +121,7 @@ def _csv(study: CompressStudy) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     figures = "share,heal,stored,bytes,tokens_per_second,validation,test,added,margin,to_best,to_best_margin,p"
-    writer.writerow(["structure", *figures.split(","), "best", "frontier", "becomes", "test_by_seed"])
+    writer.writerow(["structure", *figures.split(","), "best", "frontier", "becomes", "test_by_seed", "command"])
     cells = [study.dense, *study.cells]
     for cell, front in zip(cells, frontier(cells, lambda c: c.stored), strict=True):
         best = best_of(study.group(cell)) if cell in study.cells else cell
@@ -130,8 +131,21 @@ def _csv(study: CompressStudy) -> str:
         row += [cost.mean, cost.margin, more.mean, more.margin, more.p]
         plain = ["" if value is None else f"{value:.9g}" for value in row]
         seeds = " ".join(f"{value:.6f}" for value in test)
-        writer.writerow([cell.kind, *plain, int(cell is best), int(front), cell.becomes, seeds])
+        writer.writerow([cell.kind, *plain, int(cell is best), int(front), cell.becomes, seeds, _command(study, cell)])
     return out.getvalue()
+
+
+def _command(study: CompressStudy, cell: Cell) -> str:
+    """What makes such a run, or scores the dense one; the study alone trains a smaller MLP from scratch."""
+    run = study.label.partition("@")[0]
+    if cell is study.dense:
+        return shlex.join(["bonsai", "eval", run])
+    if cell.kind == SCRATCH:
+        return study.command
+    words = ["bonsai", "compress", run, "--structure", cell.kind, "--target-params", f"{cell.share:g}"]
+    if cell.heal:
+        words += ["--heal", str(cell.heal), *(["--distill"] if "teacher" in study.healed else [])]
+    return shlex.join(words)
 
 
 def _draw(figure: Figure, study: CompressStudy) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,24 +25,12 @@ class _Kind:
     name: Callable[[Row], str]
     group: Callable[[Row], str]
     interval: Callable[[Row], tuple[float, float] | None]
-    command: Callable[[Row, Path], str]
 
 
 def _margin(row: Row) -> tuple[float, float] | None:
     if not row["margin"]:
         return None
     return float(row["added"]) - float(row["margin"]), float(row["added"]) + float(row["margin"])
-
-
-def _compress_command(row: Row, run: Path) -> str:
-    words = ["bonsai", "compress", str(run), "--structure", row["structure"], "--target-params", row["share"]]
-    if row["structure"] == "dense":
-        words = ["bonsai", "eval", str(run)]
-    elif row["structure"] == "scratch":
-        words = ["bonsai", "study", "compress", str(run), "--structure", "scratch", "--share", row["share"]]
-    if row["heal"] not in ("", "0"):
-        words += ["--heal", row["heal"]]
-    return shlex.join(words)
 
 
 _KINDS = {
@@ -55,7 +42,6 @@ _KINDS = {
         name=lambda row: row["policy"],
         group=lambda row: row["policy"].partition("(")[0],
         interval=lambda row: (float(row["low"]), float(row["high"])),
-        command=lambda row, _: row["command"],
     ),
     "compress": _Kind(
         title="compression",
@@ -69,7 +55,6 @@ _KINDS = {
         ),
         group=lambda row: row["structure"],
         interval=_margin,
-        command=_compress_command,
     ),
 }
 
@@ -106,7 +91,7 @@ def read_study(run: Path, kind: str) -> dict[str, Any] | None:
                         "front": row["frontier"] == "1",
                         "name": how.name(row),
                         "group": how.group(row),
-                        "command": how.command(row, run),
+                        "command": row["command"],
                     }
                 )
     except (OSError, ValueError, KeyError, TypeError):
