@@ -20,7 +20,9 @@ import pytest
 httpx = pytest.importorskip("httpx", reason="pip install openai")
 
 import bonsaigpt  # noqa: E402
+from bonsaigpt.errors import OutputError  # noqa: E402
 from bonsaigpt.generate import Session  # noqa: E402
+from bonsaigpt.serve.server import bind  # noqa: E402
 from tests.serve.conftest import LIMITS, Live, live  # noqa: E402
 
 ENDLESS: dict[str, Any] = {"model": "letters", "prompt": "the", "max_tokens": 1_000_000, "stream": True}
@@ -207,6 +209,15 @@ def test_many_texts_at_once_are_each_what_they_are_alone(http: Any) -> None:
         thread.join()
     assert found == alone
     assert len(set(alone.values())) == 8
+
+
+def test_an_address_that_cannot_be_says_so(server: Live) -> None:
+    with pytest.raises(OutputError, match=r"Address already in use\. Choose another"):
+        bind("127.0.0.1", server.port)
+    with pytest.raises(OutputError, match="no port 99999"):
+        bind("127.0.0.1", 99_999)
+    with pytest.raises(OutputError, match=r"192\.0\.2\.1"):
+        bind("192.0.2.1", 0)  # of documentation (RFC 5737), nobody's
 
 
 def test_metrics_and_description(http: Any) -> None:

@@ -26,11 +26,13 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OutputError: the address is not of this machine, or taken.
     """
+    if not 0 <= port < 1 << 16:  # the system would take the rest of a division
+        raise OutputError(f"there is no port {port}: use 0 (a free one) to 65535 with --port")
     try:
         [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        words = getattr(error, "strerror", None) or error
+    except OSError as error:
+        words = (error.strerror or str(error)).partition(" (while")[0]
         raise OutputError(f"cannot listen on {host}:{port}: {words}. Choose another with --host and --port.") from None
 
 
