@@ -10,6 +10,7 @@ pytest.importorskip("optax")
 
 import jax
 
+from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import GenerateError
 from bonsaigpt.generate import Request, Session
 from bonsaigpt.jax_engine.decode import JaxDecoder
@@ -124,8 +125,12 @@ def test_compiled_is_eager(name: str) -> None:
 
 def test_int8_is_pytorchs_rounding() -> None:
     model = model_of("modern", n_layer=1)
-    decoder = ENGINE.decoder(ENGINE.model(model.config, weights(model)), rows=1, weights="int8")
-    wished = logits_of(TorchEngine(device="cpu").rounded(model), TEXT)
+    ours, torch_engine = ENGINE.model(model.config, weights(model)), TorchEngine(device="cpu")
+    decoder = ENGINE.decoder(ours, rows=1, weights="int8")
+    wished = logits_of(torch_engine.rounded(model), TEXT)
+    batch = Batch(tokens_BT=TEXT[None, :-1], targets_BT=TEXT[None, 1:], count=len(TEXT) - 1)
+    scores = [engine.evaluate(engine.rounded(m), batch)[0] for engine, m in ((ENGINE, ours), (torch_engine, model))]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
     assert np.abs(decoder.verify(0, TEXT) - wished).max() <= 2e-5
     assert np.abs(logits_of(model, TEXT) - wished).max() > 1e-3
     four = ENGINE.rounded(ENGINE.model(model.config, weights(model)), "int4")

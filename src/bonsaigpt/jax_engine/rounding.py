@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from bonsaigpt.jax_engine.model import Model, flat, nested
+from bonsaigpt.jax_engine.sharding import place, whole
 from bonsaigpt.spec import parameters
 from bonsaigpt.structure import merge
 
@@ -28,7 +29,8 @@ def rounded(model: Model, weights: Literal["int8", "int4"] = "int8") -> Model:
                 continue
             scales = np.maximum(np.abs(weight).max(axis=1, keepdims=True), np.float32(1e-30)) / np.float32(127)
             values[p.name] = np.clip(np.round(weight / scales), -127, 127) * scales
-    return Model(config, nested(config, {name: jnp.asarray(values[name]) for name in values}))
+    mesh = jax.tree.leaves(model.params)[0].sharding.mesh
+    return Model(config, place(nested(config, values), whole(mesh)))
 
 
 def _int4(weight: np.ndarray) -> np.ndarray:
