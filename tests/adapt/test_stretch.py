@@ -133,3 +133,12 @@ def test_bad_calls_are_one_sentence_and_leave_nothing(
         error = capsys.readouterr().err
         assert message in error, error
     assert [path.name for path in runs.iterdir()] == ["short"]
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_a_memory_of_other_rows_begins_anew(position: str) -> None:
+    old = run_of(position={"kind": position}).model
+    new = stretched_model(old, 2 * old.block_size)
+    wpe = np.zeros((old.block_size, old.n_embd), dtype=np.float32)
+    arrays = {"memory.k": np.zeros(3), "steps": np.ones(1), "transformer.wpe.weight": wpe}
+    assert set(stretched_arrays(arrays, old, new)) == {"steps", "transformer.wpe.weight"}

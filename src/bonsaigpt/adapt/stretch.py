@@ -21,6 +21,7 @@ __all__ = ["RopeKind", "fitted_arrays", "stretched_arrays", "stretched_config", 
 
 RopeKind = Literal["linear", "ntk", "yarn"]
 _LEARNED = "transformer.wpe.weight"
+_MEMORY = "memory."
 
 
 def stretched_model(model: ModelConfig, block_size: int, rope: RopeKind | None = None) -> ModelConfig:
@@ -83,7 +84,9 @@ def fitted_arrays(arrays: Arrays, old: ModelConfig, new: ModelConfig) -> Arrays:
 
 def stretched_arrays(arrays: Arrays, old: ModelConfig, new: ModelConfig) -> Arrays:
     """Weights, or an optimizer's state, for the longer context: row p of the learned positions lies at row p / factor
-    of the old ones, between two of them; beyond the last it is the last. All else stays."""
+    of the old ones, between two of them; beyond the last it is the last. What was carried from batch to batch is left
+    out, as it was of other rows; all else stays."""
+    arrays = {name: value for name, value in arrays.items() if not name.startswith(_MEMORY)}
     if old.position.kind != "learned":
         return arrays
     places = np.minimum(np.arange(new.block_size) * (old.block_size / new.block_size), old.block_size - 1)
