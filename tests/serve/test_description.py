@@ -23,7 +23,15 @@ def test_no_request_of_the_description_breaks_the_server(runs: Path, tmp_path: P
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     with live(runs, replace(LIMITS, tokens=20, queue=64)) as server:
         command = [str(TOOL), "run", f"{server.url}/openapi.json", "--checks", checks, "--max-examples", "25"]
-        command += ["--generation-deterministic", "--phases", "coverage,fuzzing", "--workers", "2"]
+        command += [
+            "--generation-deterministic",
+            "--phases",
+            "coverage,fuzzing",
+            "--workers",
+            "2",
+            "--request-timeout",
+            "120",
+        ]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900)
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
             answers = re.findall(r'route="(/[\w/]+)",status="(\d+)"} (\d+)', answer.read().decode())
