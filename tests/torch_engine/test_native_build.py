@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,8 +115,26 @@ def test_another_compiler_flag_or_source_is_another_library(
         patch.setattr(building, "_processor", lambda: "another")
         assert building._name(command) != here
     with monkeypatch.context() as patch:
-        patch.setattr(building, "_SOURCES", ("decode.cpp",))
+        patch.setitem(building._SOURCES, "pool.h", b"")
         assert building._name(command) != here
+
+
+def test_what_is_built_late_is_of_the_sources_that_were_imported(tmp_path: Path) -> None:
+    """A run that samples only after the package was updated once called new C++ with old structures, and died."""
+    package = shutil.copytree(Path(building.__file__).parent, tmp_path / "native")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import building
+before = building._name(("c++",))
+building.Path(sys.argv[1], "decode.cpp").write_text("#error of tomorrow")
+assert building._name(("c++",)) == before
+building.load_library().bonsai_most_tokens()
+print("fine")
+"""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code, str(package)], env=environment, capture_output=True, text=True)
+    assert done.stdout == "fine\n", done.stderr
 
 
 def test_processes_that_build_at_once_do_not_disturb_each_other(

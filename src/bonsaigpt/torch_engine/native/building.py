@@ -25,8 +25,11 @@ from pathlib import Path
 
 __all__ = ["Missing", "build_count", "cache_folder", "is_built", "load_library"]
 
-_FOLDER = Path(__file__).parent
-_SOURCES = ("decode.cpp", "pool.h", "products.h", "vectors.h")
+_SOURCES = {
+    name: (Path(__file__).parent / name).read_bytes() for name in ("decode.cpp", "pool.h", "products.h", "vectors.h")
+}
+"""Read with this module: what is built later fits the structures of ``library.py`` as they were imported, whoever may
+update the files under a run that has not sampled yet."""
 _FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread", "-w")
 _TUNED = ("-march=native", "-mcpu=native", "")
 """For this very processor; compilers that do not know one of these may know the next."""
@@ -100,7 +103,7 @@ def _compiler() -> tuple[str, ...]:
 
 def _name(compiler: tuple[str, ...]) -> str:
     """What all libraries built from these sources, by this compiler, for this processor are called."""
-    sources = hashlib.sha256(b"".join((_FOLDER / name).read_bytes() for name in _SOURCES)).hexdigest()
+    sources = hashlib.sha256(b"".join(_SOURCES.values())).hexdigest()
     key = (sources, _FLAGS, _TUNED, compiler, _version(compiler), _processor(), platform.machine())
     return f"decode-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}"
 
@@ -165,9 +168,11 @@ def _build(compiler: tuple[str, ...], name: str) -> ctypes.CDLL:
 
 
 def _compile(compiler: tuple[str, ...], made: Path) -> None:
+    for name, text in _SOURCES.items():
+        (made.parent / name).write_bytes(text)
     words = ""
     for tuned in _TUNED:
-        command = [*compiler, *_FLAGS, *filter(None, [tuned]), str(_FOLDER / "decode.cpp"), "-o", str(made)]
+        command = [*compiler, *_FLAGS, *filter(None, [tuned]), str(made.parent / "decode.cpp"), "-o", str(made)]
         try:
             done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
         except subprocess.TimeoutExpired:
