@@ -96,9 +96,9 @@ CHECKPOINTS = [
     Case(
         "another family of Hugging Face",
         "sample hf",
-        ("'llama'", "GPT-2"),
+        ("'bert'", "gpt2", "llama"),
         both(
-            write("hf/config.json", '{"model_type": "llama"}'), write("hf/model.safetensors", b"\2" + b"\0" * 7 + b"{}")
+            write("hf/config.json", '{"model_type": "bert"}'), write("hf/model.safetensors", b"\2" + b"\0" * 7 + b"{}")
         ),
     ),
     Case(

@@ -325,7 +325,7 @@ def test_the_engine_decides_and_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_changed_forward_is_never_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever breaks the model on purpose, in a test or a study, decodes what was broken."""
     model = model_of("gpt2")
-    monkeypatch.setattr(type(model.transformer.h[0].mlp), "forward", lambda self, x_BTD: x_BTD * 0)
+    monkeypatch.setattr(type(model.transformer.h[0].mlp), "forward", lambda self, x_BTD, *more: x_BTD * 0)
     decoder = make_decoder(model, rows=1, placement=CPU)
     assert "replaced" in decoder.why
     assert np.abs(decoder.prefill(0, TEXT) - logits_of(model, TEXT)[-1]).max() <= tolerance(model)

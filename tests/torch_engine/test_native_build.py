@@ -246,6 +246,7 @@ def test_few_tokens_do_not_pay_for_a_build(fresh: Path, built: Path, monkeypatch
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of what this is about
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # so does JAX, where an earlier test has started it
 def test_a_forked_child_ends_without_the_helpers_that_it_does_not_have() -> None:
     decoder = make("native", model_of("modern", n_embd=256, n_layer=5), threads=2)
     decoder.prefill(0, np.arange(9))
