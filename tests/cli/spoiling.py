@@ -144,7 +144,9 @@ def standard_input(raw: bytes) -> Spoil:
 PATCHES: list[pytest.MonkeyPatch] = []
 """Undone after each case."""
 
-HF_CONFIG = json.dumps({"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 8, "vocab_size": 65})
+HF_CONFIG = json.dumps(
+    {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 8, "vocab_size": 65}
+)
 STEP = "runs/tiny/checkpoints/step-000004"
 NEW = "train tiny.toml --name new"
 

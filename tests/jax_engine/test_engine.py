@@ -13,7 +13,7 @@ import pytest
 
 from bonsaigpt.cli import main
 from bonsaigpt.config import validate
-from bonsaigpt.engines import load_engine
+from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import ConfigError, DeviceError
 
 WITHOUT_JAX = """
@@ -73,6 +73,8 @@ def engine() -> Any:
         ({"model": {"mlp": {"kind": "moe"}}}, "mixtures of experts"),
         ({"optim": {"distill": {"kind": "logits", "teacher": "x"}}}, "teacher"),
         ({"train": {"kv": "window(8), int4"}}, "cache policy"),
+        ({"model": {"structure": {"*.c_fc.weight": {"kind": "dora", "rank": 2}}}}, "adapters"),
+        ({"optim": {"lr_scale": {"*.wte.*": 0.0}}}, "freeze"),
         (
             {"train": {"memory": {"kind": "hidden", "length": 4}}, "data": {"kind": "stdlib", "order": "streams"}},
             "memory",
@@ -88,6 +90,16 @@ def test_what_is_not_built_is_refused_before_anything_is_made(
     )
     with pytest.raises(DeviceError, match=f"the JAX engine does not .*{words}.*: use --engine torch"):
         engine.check_fits(config)
+
+
+def test_what_the_protocol_asks_is_there_or_refused(engine: Any) -> None:
+    asked = {name for name in vars(Engine) if not name.startswith("_")}
+    assert {"step", "target_scores"} <= asked
+    for name in sorted(asked - set(dir(engine)) - set(vars(engine))):
+        with pytest.raises(DeviceError, match=r"the JAX engine does not .*: use --engine torch"):
+            getattr(engine, name)(None, batch=1)
+    with pytest.raises(AttributeError, match="no attribute 'not_asked'"):
+        engine.not_asked  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,13 +36,13 @@ from bonsaigpt.jax_engine.device import Placement, choose_placement
 from bonsaigpt.jax_engine.distributed import World
 from bonsaigpt.jax_engine.model import Model, Params, flat, forward, init, narrowed, nested
 from bonsaigpt.jax_engine.optim import Moments
-from bonsaigpt.jax_engine.refusing import refuse, refuse_model, refuse_run
+from bonsaigpt.jax_engine.refusing import REFUSED, refuse, refuse_model, refuse_run
 from bonsaigpt.jax_engine.rounding import rounded
 from bonsaigpt.jax_engine.step import Learned, cut, evaluate_rows, fresh, rows_of, token_losses, train_step
 from bonsaigpt.processes import Process
 from bonsaigpt.spec import parameters
 from bonsaigpt.structure import MATERIALISED, merge
-from bonsaigpt.trace import Look, Room, StepMemory, Trace
+from bonsaigpt.trace import Look, Room, StepMemory
 
 __all__ = ["JaxEngine", "State", "StepMetrics"]
 
@@ -196,7 +196,9 @@ class JaxEngine:
         """The state that ``arrays`` gave, in either engine; without an optimizer's state that one starts anew."""
         refuse_run(config)
         learned = fresh(config, nested(config.model, model))
-        weights, moments = optim.load(learned.moments, flat(learned.params), optimizer)
+        weights, moments = optim.load(
+            learned.moments, flat(learned.params), {n: v for n, v in optimizer.items() if n != "guard"}
+        )
         guard = jnp.asarray(optimizer["guard"]) if "guard" in optimizer else learned.guard
         return self._state(config, Learned(nested(config.model, weights), moments, guard))
 
@@ -327,20 +329,6 @@ class JaxEngine:
         """Longest context of the model, in tokens."""
         return model.config.block_size
 
-    def cache(self, model: Model, *, batch: int) -> NoReturn:
-        """Caches are inside the decoder here."""
-        refuse("hand out a cache")
-
-    def map_sums(
-        self, model: Model, batches: Iterable[np.ndarray], weights: Sequence[str], *, teacher: Any = None
-    ) -> NoReturn:
-        """Not here."""
-        refuse("gather moments of activations (`bonsai compress`)")
-
-    def fit_mlp(self, *arguments: Any, **settings: Any) -> NoReturn:
-        """Not here."""
-        refuse("fit MLPs (`bonsai compress`)")
-
     def decoder(
         self,
         model: Model,
@@ -359,10 +347,6 @@ class JaxEngine:
         if kv is not None and not kv.is_plain:
             refuse("keep less than everything in the cache (--kv)")
         return JaxDecoder(model, rows=rows, placement=self.placement, weights=weights)
-
-    def reader(self, model: Model, kv: KVConfig) -> NoReturn:
-        """Not here."""
-        refuse("read through a cache policy (--kv)")
 
     def rounded(self, model: Model, weights: Literal["int8", "int4"] = "int8") -> Model:
         """The model with what int8 or int4 keeps of its matrices: to evaluate what that costs."""
@@ -409,9 +393,11 @@ class JaxEngine:
         """Nobody records here."""
         return nullcontext()
 
-    def trace(self, work: Callable[[], object], *, memory: bool = False, chrome: Path | None = None) -> Trace:
-        """Not here."""
-        refuse("record the parts of a step (`bonsai profile`), which are one program in XLA")
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        """What the protocol asks beyond the above is refused by name when it is called."""
+        if name not in REFUSED:
+            raise AttributeError(f"'JaxEngine' has no attribute '{name}'")
+        return lambda *_, **__: refuse(REFUSED[name])
 
 
 def _logits_at(config: ModelConfig, params: Params, tokens_BT: jax.Array, last: jax.Array, *, dtype: Any) -> jax.Array:

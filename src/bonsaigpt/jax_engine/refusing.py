@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from bonsaigpt.config import LatentAttention, LogitsDistill, ModelConfig, RunConfig
+from bonsaigpt.config import LatentAttention, LogitsDistill, LokrStructure, LoraStructure, ModelConfig, RunConfig
 from bonsaigpt.errors import DeviceError
 
-__all__ = ["refuse", "refuse_model", "refuse_run"]
+__all__ = ["REFUSED", "refuse", "refuse_model", "refuse_run"]
+
+REFUSED = {
+    "attention_maps": "show where attention looks",
+    "cache": "hand out a cache",
+    "choice_scores": "choose between labels (`bonsai task`)",
+    "fit_mlp": "fit MLPs (`bonsai compress`)",
+    "map_sums": "gather moments of activations (`bonsai compress`)",
+    "reader": "read through a cache policy (--kv)",
+    "target_scores": "score single targets (`bonsai eval --details`, `bonsai harness`)",
+    "trace": "record the parts of a step (`bonsai profile`), which are one program in XLA",
+}
+"""Methods of ``bonsaigpt.engines.Engine`` that are not here, and what they would do."""
 
 
 def refuse_model(config: ModelConfig) -> None:
@@ -21,6 +33,10 @@ def refuse_model(config: ModelConfig) -> None:
 def refuse_run(config: RunConfig) -> None:
     """Raise ``DeviceError`` for a run that this engine does not compute."""
     refuse_model(config.model)
+    if any(isinstance(each, LoraStructure | LokrStructure) for each in config.model.structure.values()):
+        refuse("train adapters (model.structure)")
+    if 0.0 in config.optim.lr_scale.values():
+        refuse("freeze weights (optim.lr_scale = 0)")
     if isinstance(config.optim.distill, LogitsDistill):
         refuse("learn from a teacher (optim.distill)")
     if config.train.memory.kind != "none":
