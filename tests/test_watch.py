@@ -15,6 +15,7 @@ from bonsaigpt.config import RunConfig, derive, dump_toml
 from bonsaigpt.train.callbacks.jsonl import Tail
 from bonsaigpt.watch import Follower, make_app
 from bonsaigpt.watch.following import find_runs
+from bonsaigpt.watch.studies import read_study
 
 LINE = {"step": 10, "tokens": 640, "seconds": 1.0, "loss": 2.5, "lr": 0.001, "skipped": 0}
 
@@ -100,10 +101,12 @@ def test_what_changed_is_told_once(tmp_path: Path) -> None:
     follower = Follower(tmp_path)
     follower.look()
     (run / "health.jsonl").write_text('{"step": 1}\n')
+    assert told(follower.look(), "changed") == [{"kind": "changed", "name": "a", "what": "health"}]
     (run / "studies").mkdir()
-    (run / "studies" / "kv.csv").write_text("policy\n")
+    (run / "studies" / "kv.csv").write_text("policy,bits,solved,lost\n")  # of a task: not drawn
+    assert not told(follower.look(), "studies")
+    (run / "studies" / "kv.csv").write_text("policy,bits_per_token,added,low,high,frontier,command\n")
     messages = follower.look()
-    assert told(messages, "changed") == [{"kind": "changed", "name": "a", "what": "health"}]
     [studies] = told(messages, "studies")
     assert [(s["name"], s["study"]) for s in studies["studies"]] == [("a", "kv")]
     assert follower.look() == []
@@ -221,6 +224,16 @@ def test_points_of_studies_have_their_commands(client: TestClient, runs: Path) -
         "command": "bonsai compress a --heal 20",
     }
     assert client.get("/studies/lr/%3Cb%3Ea").status_code == 404
+
+
+def test_points_of_several_models_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    rows = "".join(f"{model},int8,64,0.01,0,0.02,1,bonsai eval {model}\n" for model in ("a", "b"))
+    table = "model,policy,bits_per_token,added,low,high,frontier,command\n" + rows
+    (tmp_path / "studies" / "kv.csv").write_text(table)
+    found = read_study(tmp_path, "kv")
+    assert found is not None
+    assert [point["name"] for point in found["points"]] == ["a: int8", "b: int8"]
 
 
 def test_nothing_else_is_answered(client: TestClient, runs: Path) -> None:

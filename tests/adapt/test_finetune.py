@@ -19,6 +19,7 @@ from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import ByteTokenizer, CharTokenizer
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.measure import Evaluation, evaluate
+from bonsaigpt.spec import parameters
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.model import GPT, build
 
@@ -150,6 +151,17 @@ def test_learning_rates_fall_towards_the_input() -> None:
     assert config.optim.lr == pytest.approx(0.3e-3)
     with pytest.raises(ConfigError, match="matches no parameter"):
         frozen(model, ["transformer.h.7.*"])
+
+
+def test_what_is_said_last_holds_over_what_the_base_was_trained_with() -> None:
+    """The last match wins, so a glob that the base has too must not stay in front of the base's others."""
+    model = run_of().model
+    base = derive(run_of(), optim={"lr_scale": {"*": 0.5, "*.mlp.*": 2.0, "*.wpe.*": 0.0}})
+    data = ExamplesData(path=Path("x"))
+    optim = finetuned_config(base, model, data, steps=5, scales=frozen(model, ["*"]), exact=True).optim
+    assert {optim.scale_of(p.name) for p in parameters(model)} == {0.0}
+    optim = finetuned_config(base, model, data, steps=5, scales={}, exact=True).optim
+    assert {optim.scale_of(p.name) for p in parameters(model)} == {0.5, 2.0}
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -89,8 +89,9 @@ def test_layers_that_make_the_same_share_exactly_and_others_do_not() -> None:
         assert ((one - other).abs().max() < 1e-6) == equal
 
 
-def test_moments_are_averaged_as_the_weights_are() -> None:
-    old = run_of().model
+@pytest.mark.parametrize("qk_norm", [False, "scaled"])
+def test_moments_are_averaged_as_the_weights_are(qk_norm: bool | str) -> None:
+    old = run_of(attention={"qk_norm": qk_norm}).model
     new = shrunk_model(old, n_kv_head=2, share_kv=2)
     rng = np.random.default_rng(0)
     name = "transformer.h.0.attn.c_attn.weight"
@@ -103,9 +104,10 @@ def test_moments_are_averaged_as_the_weights_are() -> None:
     np.testing.assert_allclose(found[f"momentum.{name}"][40:48], (keys[2] + keys[3]) / 2, rtol=1e-6)
     assert found[f"momentum.{name}"].shape == (64, 32)
     np.testing.assert_array_equal(found["exp_avg.transformer.h.1.attn.c_attn.bias"], weight[:32, 0])
-    shapes = {p.name: p.shape for p in parameters(new)}
     after = shrunk_arrays(values_of(old), old, new)
-    assert all(after[p].shape == shape for p, shape in shapes.items())
+    assert {name: value.shape for name, value in after.items()} == {p.name: p.shape for p in parameters(new)}
+    moments = shrunk_arrays({f"exp_avg.{name}": value for name, value in values_of(old).items()}, old, new)
+    assert moments.keys() == {f"exp_avg.{name}" for name in after}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_a_run_is_tuned_and_is_a_run(workshop: Path, capsys: pytest.CaptureFixtu
     run = RunDirectory.open(Path("runs/tuned"))
     assert run.config.data.kind == "examples"
     assert run.config.model.dropout == 0.1
+    assert run.config.optim.schedule.warmup == 6  # a tenth of the steps that were asked for
     assert {"<|yes|>", "<|no|>", "<|endoftext|>"} <= run.tokenizer.special_tokens.keys()
     assert run.environment["finetuned"].startswith("runs/tiny@")
     before = RunDirectory.open(Path("runs/tiny")).load().model
@@ -82,17 +83,22 @@ def test_epochs_are_steps(workshop: Path) -> None:
     assert config.train.steps == -(-2 * len(source.rows) // config.train.batch_size)
 
 
+TASK = ["--data", "task.jsonl", "--template", "{ask}{say}"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--data", "missing.jsonl"], "missing.jsonl cannot be read"),
         (["--data", "task.jsonl"], "say how they make an example"),
-        (["--data", "task.jsonl", "--template", "{ask}{say}", "--freeze", "nothing"], "matches no parameter"),
-        (["--data", "task.jsonl", "--template", "{ask}{say}", "--freeze", "*"], "leaves nothing to train"),
-        (["--data", "task.jsonl", "--template", "{ask}{say}", "--epochs", "0"], "no number of epochs"),
-        (["--data", "task.jsonl", "--template", "{ask}{say}", "--optim.lrr", "1"], "--optim.lr"),
+        ([*TASK, "--freeze", "nothing"], "matches no parameter"),
+        ([*TASK, "--freeze", "*"], "leaves nothing to train"),
+        ([*TASK, "--epochs", "0"], "no number of epochs"),
+        ([*TASK, "--optim.lrr", "1"], "--optim.lr"),
         (["--data", "task.jsonl", "--template", "{ask}={say}"], "'='"),
-        (["--data", "task.jsonl", "--template", "{ask}{say}", "--dropout", "2"], "dropout"),
+        ([*TASK, "--dropout", "2"], "dropout"),
+        ([*TASK, "--adapter", "lora", "--layer-decay", "0.9"], "leave one out"),
+        ([*TASK, "--adapter", "lora", "--freeze", "*"], "leaves nothing"),
     ],
 )
 def test_bad_input_writes_nothing(

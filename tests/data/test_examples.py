@@ -129,6 +129,14 @@ def test_balance_shows_every_completion_equally_often(tmp_path: Path) -> None:
     assert len(batches_of(path, val=path).shown) == 70
 
 
+def test_balance_shows_every_piece_of_a_long_text(tmp_path: Path) -> None:
+    texts = ["a" * 10, "b" * 70, "c" * 40, "c" * 40]
+    path = written(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    batches = batches_of(path, val=path, balance=True, block=16)
+    letters = Counter("".join(bytes(batches.train.example(n)[0][1:2].tolist()).decode() for n in batches.shown))
+    assert letters == {"a": 2 * 1, "b": 2 * 5, "c": 2 * 3}
+
+
 def test_what_is_too_long_loses_its_beginning(tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
     long = example_of({"prompt": "x" * 50, "completion": "yes"}, "{prompt}{completion}", "here")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,56 @@ def test_tensors_that_lie(tensor: Rebuilt, named: str | None, tmp_path: Path) ->
         return
     with pytest.raises(CheckpointError, match=named):
         read_torch(tmp_path / "x.pt")["a"].read()
+
+
+def test_a_hostile_zip_gives_no_foreign_memory(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "x.pt", np.arange(1, 9, dtype="<f4")
+    torch_file(path, {"a": Rebuilt(0, (8,), (1,), 8)}, data__0=numbers.tobytes())
+    sound = path.read_bytes()
+    central = sound.rindex(b"PK\x01\x02")
+    short = bytearray(sound)
+    crc = zlib.crc32(numbers[:2].tobytes())
+    short[central + 16 : central + 24] = struct.pack("<II", crc, 8)  # of 32 bytes
+    flipped = bytearray(sound)
+    flipped[sound.index(numbers.tobytes()) + 5] ^= 1
+    assert np.array_equal(read_torch(path)["a"].read(), numbers)
+    for spoilt, named in ((short, "holds less"), (flipped, "is damaged .*CRC")):
+        path.write_bytes(spoilt)
+        with pytest.raises(CheckpointError, match=named):
+            read_torch(path)["a"].read()
+    path.write_bytes(sound)
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("archive/data/0", numbers.tobytes())
+    with pytest.raises(CheckpointError, match=r"is damaged .*copy it again"):
+        read_torch(path)["a"].read()
+
+
+def test_a_compressed_pickle_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"a": 1}, 2))
+    with pytest.raises(CheckpointError, match=r"compressed data\.pkl"):
+        read_torch(tmp_path / "x.pt")
+
+
+def test_pickles_that_nest_are_refused(tmp_path: Path) -> None:
+    """Hashing or printing these would overflow the stack, or take 2^60 steps."""
+    deep = b")" + b"\x85" * 20_000
+    wide = b")q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"h\x00"
+    hostile = {
+        b"}" + deep + b"Ns.": "a key is no plain value",
+        b"(" + deep + b"Nd.": "a key is no plain value",
+        b"ccollections\nOrderedDict\n](" + deep + b"N\x86e\x85R.": "damaged",
+        deep + b"\x8c\x01x\x93.": "where a str belongs",
+        deep + b")R.": "would call",
+        wide + b")R.": "would call",
+        wide + b"Na.": "where a list belongs",
+    }
+    for data, named in hostile.items():
+        (tmp_path / "meta.pkl").write_bytes(b"\x80\x04" + data)
+        with pytest.raises(CheckpointError, match=named):
+            read_pickle(tmp_path / "meta.pkl")
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({1: "a", None: 2.5, "b": True, 0.5: ()}))
+    assert read_pickle(tmp_path / "meta.pkl") == {1: "a", None: 2.5, "b": True, 0.5: ()}
 
 
 def test_other_files(tmp_path: Path) -> None:

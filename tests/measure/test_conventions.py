@@ -89,3 +89,8 @@ def test_files_become_the_papers_texts() -> None:
     rows = ["", " = Robert <unk> = \n", "", " Robert <unk> is an English film actor . \n"]
     assert wikitext(FILE) == "\n\n".join(rows)
     assert lambada("one passage\n\nand another\n") == "one passage\n\nand another"
+
+
+def test_lines_end_at_newlines_alone() -> None:
+    assert CONVENTIONS["krony-wikitext"].text("a\u2028b\x85c\n \nd") == "a\u2028b\x85c\n\n\n\n\nd"
+    assert CONVENTIONS["krony-lambada"].text("a\u2028b\x0cc\n\nd\n") == "a\u2028b\x0cc\n\nd"

@@ -120,6 +120,41 @@ def test_two_policies_side_by_side(browser: Any, server: Live) -> None:
         assert page.input_value(f"{b} .kv") == ""
 
 
+_MEANWHILE = """async (anew) => {  // within the page: 300 tokens take no longer than a few clicks from here
+  const one = (selector) => document.querySelector(selector);
+  one("#go").click();
+  while (document.querySelectorAll(".t").length < 12) await new Promise((done) => setTimeout(done));
+  const stood = document.querySelectorAll('.text[data-side="0"] .t').length;
+  if (anew) {
+    one("#count").value = 3;
+    one("#prompt").value = "a dog";
+    one("#go").click();
+  } else {
+    const models = one('.side[data-side="0"] .model');
+    models.value = "bytes";
+    models.dispatchEvent(new Event("change"));
+  }
+  return stood;
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anew", [True, False])
+def test_another_text_or_model_ends_the_writing(browser: Any, server: Live, anew: bool) -> None:
+    with opened(browser, server) as page:
+        page.check("#compare")
+        page.fill("#prompt", "the cat")
+        page.fill("#count", "300")
+        stood = page.evaluate(_MEANWHILE, anew)
+        assert stood < 300
+        written(page)
+        stands = text(page)
+        assert page.locator('.text[data-side="0"] .t').count() == (8 if anew else stood)
+        assert stands.startswith("a dog" if anew else "the cat")
+        page.wait_for_timeout(300)
+        assert text(page) == stands
+
+
 @pytest.mark.slow
 def test_the_same_on_both_sides_never_parts(browser: Any, server: Live) -> None:
     with opened(browser, server) as page:

@@ -56,6 +56,7 @@ def test_models_tell_what_the_pickers_need(http: Any) -> None:
     assert (letters["vocabulary"], letters["tokenizer"], letters["block"]) == (18, "chars", 32)
     assert letters["no_policies"] == ""
     assert everything["id"] == "bytes"
+    assert letters["alphabet"] != everything["alphabet"]
 
 
 def test_what_is_written_is_what_completions_write_and_reading_it_finds_its_probabilities(http: Any) -> None:

@@ -19,11 +19,19 @@ import pytest
 
 httpx = pytest.importorskip("httpx", reason="pip install openai")
 
+from starlette.testclient import TestClient  # noqa: E402
+
 import bonsaigpt  # noqa: E402
+from bonsaigpt.cli import main  # noqa: E402
+from bonsaigpt.cli.serve import _measured  # noqa: E402
 from bonsaigpt.errors import OutputError  # noqa: E402
+from bonsaigpt.generate import Request as GenerateRequest  # noqa: E402
 from bonsaigpt.generate import Session  # noqa: E402
-from bonsaigpt.serve.server import bind  # noqa: E402
-from tests.serve.conftest import LIMITS, Live, live  # noqa: E402
+from bonsaigpt.serve import Models  # noqa: E402
+from bonsaigpt.serve.metrics import Metrics  # noqa: E402
+from bonsaigpt.serve.server import bind, make_server  # noqa: E402
+from bonsaigpt.serve.worker import Job, Worker  # noqa: E402
+from tests.serve.conftest import LIMITS, Live, live, served  # noqa: E402
 
 ENDLESS: dict[str, Any] = {"model": "letters", "prompt": "the", "max_tokens": 1_000_000, "stream": True}
 
@@ -73,7 +81,7 @@ def test_no_room_is_429_and_a_client_that_leaves_frees_its_row(runs: Path) -> No
         until(lambda: texts(client) == 0)
         small = client.post("/v1/completions", json=ENDLESS | {"stream": False, "max_tokens": 3})
         assert small.status_code == 200
-        assert "bonsai_gone_total 1" in client.get("/metrics").text
+        assert "bonsai_gone_total 2" in client.get("/metrics").text
 
 
 def test_what_takes_too_long_ends(runs: Path) -> None:
@@ -218,6 +226,59 @@ def test_an_address_that_cannot_be_says_so(server: Live) -> None:
         bind("127.0.0.1", 99_999)
     with pytest.raises(OutputError, match=r"192\.0\.2\.1"):
         bind("192.0.2.1", 0)  # of documentation (RFC 5737), nobody's
+
+
+@pytest.mark.parametrize(("name", "refused"), [("127.0.0.2", False), ("evil.example", True)])
+def test_the_verb_answers_to_the_address_that_it_was_given(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
+) -> None:
+    made: list[Any] = []
+
+    def leaving(app: Any, limits: Any, **options: Any) -> Any:
+        made.append(app)
+        server = make_server(app, limits, **options)
+        server.should_exit = True
+        return server
+
+    monkeypatch.setattr("bonsaigpt.serve.server.make_server", leaving)
+    monkeypatch.delenv("BONSAI_API_KEY", raising=False)
+    place = ["letters", "--runs", str(runs), "--host", "127.0.0.2", "--port", "0", "--device", "cpu"]
+    assert main(["serve", *place]) == 0
+    answer = TestClient(made[0], base_url=f"http://{name}:8000").get("/health")
+    assert (answer.status_code == 421) == refused
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("model,policy,bits_per_token,added,frontier\na,int8,64,0.01,1\na,int4,32,1,0\nb,int3,24,0,1\n", ["int8"]),
+        ("policy,bits_per_token,added,frontier\nint8,64,0.01,1\n", ["int8"]),
+        ("policy,frontier\nint8,1\n", []),
+        ("policy,bits,solved,lost\nint8,64,1,0\n", []),
+        ("", []),
+    ],
+)
+def test_measured_policies_are_the_models_own(tmp_path: Path, table: str, found: list[str]) -> None:
+    (tmp_path / "kv.csv").write_text(table)
+    assert list(_measured(tmp_path / "kv.csv")) == found
+
+
+def test_a_late_end_of_a_lost_text_ends_no_other(runs: Path) -> None:
+    """A session that was lost is made anew and counts from 0 again."""
+    models = Models([served(runs, "letters")], rows=2)
+    worker = Worker(models, models.warm(), LIMITS, Metrics())
+    key = ("letters", "")
+    lost, other = (Job(key, [GenerateRequest(prompt=[1], max_tokens=5)]) for _ in range(2))
+    worker._add(lost)
+    worker._drop(key)
+    worker._jobs.clear()
+    worker._add(other)
+    assert lost.numbers == other.numbers
+    worker._cancel(lost)
+    assert worker._session(key).busy
+    assert [event.finish for event in worker._session(key).step()] == [None]
+    worker._cancel(other)
+    assert [event.finish for event in worker._session(key).step()] == ["cancelled"]
 
 
 def test_metrics_and_description(http: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,11 @@ def test_a_run_with_a_memory_resumes_to_the_bit_and_is_scored_with_any(
         losses.append(capsys.readouterr().out.partition('"loss": ')[2].partition(",")[0])
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
+    for words in (["--details"], ["--stride", "4"], ["--against", "runs/on"]):
+        assert main(["eval", "runs/whole@12", *words]) == 2
+        assert "runs/whole@12 was trained with a memory, which --details" in capsys.readouterr().err
+    assert main(["eval", "runs/whole@12", "--details", "--memory", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"]["value"] == pytest.approx(float(losses[2]), rel=1e-5)
     assert main(["train", "runs/whole", "--resume", "--train.steps", "16", "--train.memory.length", "8"]) == 2
     assert "train.memory.length cannot change" in capsys.readouterr().err
     assert main(["data", "show", "whole", "--order", "streams", "--rows", "2", "--length", "10", "--count", "2"]) == 0

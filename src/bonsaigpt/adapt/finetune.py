@@ -16,7 +16,7 @@ from bonsaigpt.data.tokenizers import END_OF_TEXT, Tokenizer, label_token, with_
 from bonsaigpt.errors import ConfigError, did_you_mean
 from bonsaigpt.spec import parameters
 
-__all__ = ["finetuned_config", "frozen", "layerwise", "tokenizer_with"]
+__all__ = ["finetuned_config", "frozen", "layerwise", "on_top", "tokenizer_with"]
 
 _SHARE = 0.3
 """Of the learning rates that the model was trained with."""
@@ -68,6 +68,11 @@ def frozen(model: ModelConfig, globs: Sequence[str]) -> dict[str, float]:
     return dict.fromkeys(globs, 0.0)
 
 
+def on_top(scales: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    """Factors on learning rates with more behind them, as the last match wins: a glob of both moves to the end."""
+    return {glob: scale for glob, scale in scales.items() if glob not in more} | more
+
+
 def finetuned_config(
     base: RunConfig,
     model: ModelConfig,
@@ -90,7 +95,7 @@ def finetuned_config(
     """
     optim: dict[str, Any] = {
         "lr": base.optim.lr * _SHARE,
-        "lr_scale": {glob: s for glob, s in base.optim.lr_scale.items() if s > 0} | scales,
+        "lr_scale": on_top({glob: s for glob, s in base.optim.lr_scale.items() if s > 0}, scales),
         "schedule": {"kind": "linear", "warmup": round(steps * _WARMUP), "final": 0.0},
         "distill": {"kind": "none"},
     }

@@ -78,10 +78,13 @@ def shrunk_config(
 
 def shrunk_arrays(arrays: Arrays, old: ModelConfig, new: ModelConfig) -> Arrays:
     """Weights, or an optimizer's state, for the smaller cache: of each group of heads the mean of the rows that make
-    keys, and of those that make values; none in layers that read another's. All else stays."""
+    keys, and of those that make values; none, and no norm of keys, in layers that read another's. All else stays."""
     rows = dict(_rows(old, new))
+    without = tuple(f"transformer.h.{n}.attn.k_norm" for n in range(new.n_layer) if new.kv_source(n) != n)
     found: Arrays = {}
     for name, value in arrays.items():
+        if name.endswith(without):
+            continue
         layer = next((layer for layer in rows if f"transformer.h.{layer}.attn.c_attn." in name), None)
         found[name] = value if layer is None else _pooled(value, rows[layer], old, new)
     return found

@@ -16,7 +16,7 @@ from bonsaigpt.cli.common import Opened, open_model, print_table, progress_bar
 from bonsaigpt.data.batches import Batch, BatchSource
 from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.data.windows import TokenBatches
-from bonsaigpt.errors import CheckpointError, DataError
+from bonsaigpt.errors import CheckpointError, DataError, GenerateError
 from bonsaigpt.measure.details import Details, Figure, details_of, score_targets, strided
 from bonsaigpt.study.statistics import bootstrap
 
@@ -34,6 +34,12 @@ def run_details(
             f"{other.label} has another tokenizer than {opened.label}, so their tokens cannot be paired: compare bits "
             "per byte of the same --text"
         )
+    for each in (opened, *([other] if other is not None else [])):
+        if each.run is not None and each.run.config.train.memory.kind != "none" and arguments.memory is None:
+            raise GenerateError(
+                f"{each.label} was trained with a memory, which --details, --stride and --against leave out: add "
+                "--memory 0 to score it without"
+            )
     source = source_of(opened, arguments.text, arguments.corpora)
     if source.parts:
         raise DataError("--details, --stride and --against are for one text, and this is a mixture: give --text FILE")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from bonsaigpt import __version__
-from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, tokenizer_with
+from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, on_top, tokenizer_with
 from bonsaigpt.adapt.adapters import ADAPTERS_ALONE, adapted_model, adapted_names
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory
 from bonsaigpt.cli.common import (
@@ -150,22 +150,26 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     model, weights = _model(opened, arguments, tokenizer.vocab_size, base.seed)
     scales = layerwise(model, arguments.layer_decay) if arguments.layer_decay != 1.0 else {}
     if arguments.adapter is not None:
+        if scales:
+            raise ConfigError("--layer-decay is for the weights themselves, and --adapter trains none: leave one out")
         new_tokens = tokenizer.vocab_size > opened.tokenizer.vocab_size
         names = adapted_names(model, arguments.adapt or _adapted(model, new_tokens))
         model, weights = adapted_model(model, weights, names, arguments.adapter, arguments.rank, seed=base.seed)
-        scales |= ADAPTERS_ALONE
+        scales = ADAPTERS_ALONE
     elif arguments.adapt:
         raise ConfigError("--adapt says which weights get an adapter: say which kind with --adapter lora")
-    scales |= frozen(model, arguments.freeze or ())
+    scales = on_top(scales, frozen(model, arguments.freeze or ()))
 
     def config_for(steps: int, exact: bool) -> RunConfig:
         alone = arguments.adapter is not None
         tuned = finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact, adapters=alone)
         return with_overrides(tuned, overrides)
 
-    plan = BatchPlan.of(config_for(1, False))
-    examples = example_batches(data, seed=base.seed, plan=plan, tokenizer=tokenizer)
+    first = config_for(1, False)
+    examples = example_batches(data, seed=base.seed, plan=BatchPlan.of(first), tokenizer=tokenizer)
     steps = max(1, math.ceil(arguments.epochs * len(examples.rows) / examples.plan.batch_size))
+    if "steps" in overrides.get("train", {}):
+        steps = first.train.steps
     config = config_for(steps, examples.exact_match)
     _tell_parameters(config, say)
     RunDirectory.create(

@@ -20,6 +20,7 @@ from bonsaigpt.cli.common import (
     count_from,
     number_above_zero,
     open_model,
+    run_folder,
     runs_folder,
     whisper,
 )
@@ -66,8 +67,9 @@ def run(argv: list[str]) -> int:
         template = Template(
             system=arguments.system, user=arguments.user, assistant=arguments.assistant, end=arguments.end
         )
-        app = make_app(models, limits, template, key=key, hosts=LOOPBACK if key is None else None, say=say)
         host, port = listening.getsockname()[:2]
+        hosts = LOOPBACK | {host, f"[{host}]"} if key is None else None
+        app = make_app(models, limits, template, key=key, hosts=hosts, say=say)
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
         def on_start() -> None:
@@ -169,7 +171,7 @@ def _open(address: str, arguments: argparse.Namespace) -> Served:
     opened = open_model(address, runs=arguments.runs)
     engine, model = opened.on(arguments)
     place, which = split_address(address)
-    path = opened.run.path if opened.run is not None else Path(place)
+    path = opened.run.path if opened.run is not None else run_folder(place, arguments.runs)
     return Served(
         name=f"{path.resolve().name}@{which}" if which else path.resolve().name,
         config=opened.config,
@@ -184,12 +186,15 @@ def _open(address: str, arguments: argparse.Namespace) -> Served:
 
 
 def _measured(figures: Path) -> dict[str, str]:
-    """The best cache policies of `bonsai study kv`, if there was one, and what they came to in words."""
-    if not figures.is_file():
+    """The model's best cache policies by `bonsai study kv`, and what they came to in words; none if there was no such
+    study, or its table is damaged or another one. The model of the first row is the run's, others are its variants."""
+    try:
+        with figures.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        return {
+            row["policy"]: f"{float(row['bits_per_token']):.0f} bits a token, {float(row['added']):+.4f} nats"
+            for row in rows
+            if row.get("frontier") == "1" and row.get("model") == rows[0].get("model")
+        }
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return {}
-    with figures.open(encoding="utf-8", newline="") as lines:
-        best = [row for row in csv.DictReader(lines) if row.get("frontier") == "1"]
-    return {
-        row["policy"]: f"{float(row['bits_per_token']):.0f} bits a token, {float(row['added']):+.4f} nats"
-        for row in best
-    }

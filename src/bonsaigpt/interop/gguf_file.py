@@ -179,6 +179,11 @@ def _vocabulary(tokenizer: Tokenizer, rows: int, *, origin: str) -> dict[str, An
             "would take token 11 for one. Export it with --to hf, or train with --data.tokenizer.kind bytes or bpe"
         )
     data = tokenizer_json(tokenizer)
+    if "merges" not in data["model"]:
+        raise CheckpointError(
+            f"{origin} cannot be a GGUF file: its tokenizer ({tokenizer.kind}) is no byte-level BPE. Export it with "
+            "--to hf"
+        )
     named = data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}
     tokens = sorted(named, key=lambda token: named[token])
     merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in data["model"]["merges"]]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import pickletools
+import reprlib
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,7 @@ class Saved:
         """Its numbers, floating-point ones as float32.
 
         Raises:
-            CheckpointError: they lie outside what the file holds.
+            CheckpointError: they lie outside what the file holds, or it is damaged.
         """
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
         if math.prod(self.shape) == 0:
@@ -76,11 +78,16 @@ class Saved:
         if self.offset < 0 or last >= self.storage.size:
             raise CheckpointError(f"{self.path} has a tensor that reaches outside its storage: it is not to be trusted")
         dtype = np.dtype(_TYPES[self.storage.kind])
-        with zipfile.ZipFile(self.path) as file:
-            [entry] = [e for e in file.infolist() if e.filename.partition("/")[2] == f"data/{self.storage.key}"]
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != self.storage.size * dtype.itemsize:
-                raise CheckpointError(f"{self.path} says that {entry.filename} has another size: it is damaged")
-            raw = np.frombuffer(file.read(entry), dtype=dtype)
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                [entry] = [e for e in file.infolist() if e.filename.partition("/")[2] == f"data/{self.storage.key}"]
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != self.storage.size * dtype.itemsize:
+                    raise CheckpointError(f"{self.path} says that {entry.filename} has another size: it is damaged")
+                raw = np.frombuffer(file.read(entry), dtype=dtype)
+        except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError) as error:
+            raise CheckpointError(f"{self.path} is damaged ({error}): copy it again") from None
+        if raw.size != self.storage.size:  # a zip file states the size twice, and what is read goes by the other
+            raise CheckpointError(f"{self.path} holds less of {entry.filename} than it says: copy it again")
         steps = [step * dtype.itemsize for step in self.strides]
         seen = np.lib.stride_tricks.as_strided(raw[self.offset :], self.shape, steps, writeable=False)
         if self.storage.kind == "BFloat16Storage":
@@ -101,8 +108,10 @@ def read_torch(path: Path) -> Any:
                 raise CheckpointError(f"{path} is a zip file, but none of torch.save's: it has no data.pkl")
             if "byteorder" in names and file.read(names["byteorder"]) != b"little":
                 raise CheckpointError(f"{path} was written on a big-endian machine: save it again on another")
+            if names["data.pkl"].compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"{path} has a compressed data.pkl, which torch.save never writes: save it again")
             data = file.read(names["data.pkl"])
-    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(
             f"{path} is no file of torch.save ({error}); those of torch before 1.6 must be saved again with a newer one"
         ) from None
@@ -149,7 +158,7 @@ def _run(
     data: bytes, *, origin: str, known: dict[_Name, Callable[..., Any]], storage: Callable[[Any], _Storage] | None
 ) -> Any:
     """What a pickle describes. ``known``: the names that stand for values, and what makes those."""
-    known = known | {_Name("collections", "OrderedDict"): dict}
+    known = known | {_Name("collections", "OrderedDict"): _empty}
     words = {str(name) for name in known} | {f"torch.{kind}" for kind in _TYPES if storage is not None}
     machine = _Machine(origin, known, words, storage)
     try:
@@ -158,9 +167,14 @@ def _run(
                 raise CheckpointError(f"{origin} has a pickle without an end: it is not to be trusted")
             if machine.step(opcode.name, argument):
                 return machine.stack.pop()
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError, RecursionError) as error:
         raise CheckpointError(f"{origin} has a damaged pickle ({error})") from None
     raise CheckpointError(f"{origin} has a pickle without an end: it is damaged")
+
+
+def _empty() -> dict[Any, Any]:
+    """An ordered dictionary, whose items are set one by one after it."""
+    return {}
 
 
 _MARK = object()
@@ -237,7 +251,7 @@ class _Machine:
         return False
 
     def _name(self, module: str, word: str) -> None:
-        name = _Name(module, word)
+        name = _Name(_as(str, module), _as(str, word))
         if str(name) not in self.words:
             raise CheckpointError(
                 f"{self.origin} names {name}, which is no tensor: it is refused, nothing was executed"
@@ -256,6 +270,8 @@ class _Machine:
             del self.stack[-2:]
         else:
             items = self._marked()
+        if not all(key is None or isinstance(key, str | int | float) for key in items[::2]):  # the hash of tuples nests
+            raise TypeError("a key is no plain value")
         if opcode == "DICT":
             self.stack.append({})
         _as(dict, self.stack[-1]).update(zip(items[::2], items[1::2], strict=True))
@@ -268,5 +284,5 @@ def _as(kind: type, value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = str(value) if isinstance(value, str | int | float | _Name) else reprlib.repr(value)  # bounded
     return text if len(text) <= 60 else text[:57] + "..."

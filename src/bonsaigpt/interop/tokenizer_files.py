@@ -34,7 +34,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         # The unknown has no token: a character that is not in the vocabulary is an error there as it is here.
         model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unknown>"}
         split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-        return _file(model, split, {"type": "Fuse"}, {})
+        return _file(model, split, {"type": "Fuse"}, tokenizer.special_tokens)
     raise CheckpointError(f"a tokenizer of kind '{tokenizer.kind}' cannot be written as tokenizer.json")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,12 @@ class Convention:
 
 def _wikitext(file: str) -> str:
     """The rows of the data set ``wikitext`` with blank lines between them: a row is a line with its end, or nothing."""
-    return "\n\n".join(line if line.strip() else "" for line in file.splitlines(keepends=True))
+    return "\n\n".join(line if line.strip() else "" for line in StringIO(file, newline="\n"))
 
 
 def _lambada(file: str) -> str:
     """Passages, one a line, with blank lines between them."""
-    return "\n\n".join(line for line in file.splitlines() if line.strip())
+    return "\n\n".join(line for line in file.split("\n") if line.strip())
 
 
 CONVENTIONS = {

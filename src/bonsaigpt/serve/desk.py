@@ -141,21 +141,27 @@ class Desk:
                     yield piece
             except Refused as refused:
                 yield b"data: " + json.dumps(refused.body()).encode() + b"\n\n"
+            answer.whole = True
 
         begun = await self.unless_gone(request, first())
-        return _Stream(told(), pieces)
+        answer = _Stream(told(), pieces, self.metrics)
+        return answer
 
 
 class _Stream(StreamingResponse):
     """Whatever happens to the answer, the pieces are closed, and with them what makes them."""
 
-    def __init__(self, told: AsyncIterator[bytes], pieces: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, told: AsyncIterator[bytes], pieces: AsyncGenerator[bytes, None], metrics: Metrics) -> None:
         super().__init__(told, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._pieces = pieces
+        self._pieces, self._metrics = pieces, metrics
+        self.whole = False
+        """Whether all was told."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+            if not self.whole:  # it ends early without a fault when the client leaves
+                self._metrics.gone += 1
         finally:
             await self._pieces.aclose()
 

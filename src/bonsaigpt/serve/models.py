@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,11 @@ class Served:
     """What its cache keeps where a request says nothing."""
     policies: Mapping[str, str] = field(default_factory=dict)
     """Cache policies that were measured on it, and what came out, in words."""
+
+    @cached_property
+    def alphabet(self) -> str:
+        """A digest of the tokenizer: a token id means the same to all models that have the same one."""
+        return hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Token ids.

@@ -134,6 +134,7 @@ def _about(model: Served) -> dict[str, Any]:
         "block": config.block_size,
         "vocabulary": model.tokenizer.vocab_size,
         "tokenizer": model.tokenizer.kind,
+        "alphabet": model.alphabet,
         "attention": config.attention.kind,
         "positions": config.position.kind,
         "plan": plan,

@@ -229,7 +229,7 @@ class Worker:
             events = session.step()
         except Exception:  # ours to mend; the clients' texts are lost, the next one gets a new session
             traceback.print_exc(file=sys.stderr)
-            del self._sessions[key]
+            self._drop(key)
             lost = [number for at, number in self._jobs if at == key]
             for number in lost:
                 self._jobs[key, number][0].refusal = Refused(503, "The server lost this text: try again.", code="lost")
@@ -272,14 +272,19 @@ class Worker:
     def _cancel(self, job: Job) -> None:
         session = self._sessions.get(job.key)
         for number in job.numbers.values():
-            if session is not None and (job.key, number) in self._jobs:
+            found = self._jobs.get((job.key, number))
+            if session is not None and found is not None and found[0] is job:  # a new session counts from 0 again
                 session.cancel(number)
 
     def _session(self, key: Key) -> Session:
-        self._used[key] = time.monotonic()
         if key not in self._sessions:
             others = [k for k in self._sessions if k[1] and not self._sessions[k].busy]
             for old in sorted(others, key=lambda k: self._used[k])[: max(0, len(others) + 1 - _POLICIES)]:
-                del self._sessions[old]
+                self._drop(old)
             self._sessions[key] = self.models.session(key)
+        self._used[key] = time.monotonic()
         return self._sessions[key]
+
+    def _drop(self, key: Key) -> None:
+        del self._sessions[key]
+        self._used.pop(key, None)

@@ -46,7 +46,7 @@ _PATIENCE = 30.0
 
 def find_runs(root: Path) -> dict[str, Path]:
     """The runs below a folder, or the folder itself if it is one, by their paths from there, in the order of names."""
-    if (root / "config.toml").is_file():
+    if os.path.isfile(root / "config.toml"):  # Path.is_file raises where a folder may not be entered
         return {root.resolve().name: root}
     return {path.relative_to(root).as_posix(): path for path in _below(root, _DEPTH)}
 
@@ -58,9 +58,9 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
         return
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith(".") or not entry.is_dir():
+        if entry.name.startswith(".") or not os.path.isdir(path):
             continue
-        if (path / "config.toml").is_file():
+        if os.path.isfile(path / "config.toml"):
             yield path
         elif depth > 1:
             yield from _below(path, depth - 1)

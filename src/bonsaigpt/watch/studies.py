@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ class _Kind:
     """How to read the table of a kind of study; the lower and the further left, the better."""
 
     title: str
+    columns: frozenset[str]
+    """That a table of this kind has; that of a task's answers through caches, another kv.csv, has others."""
     x: str
     y: str
     x_label: str
@@ -36,6 +39,7 @@ def _margin(row: Row) -> tuple[float, float] | None:
 _KINDS = {
     "kv": _Kind(
         title="the cache",
+        columns=frozenset({"policy", "bits_per_token", "added", "low", "high", "frontier", "command"}),
         x="bits_per_token",
         y="added",
         x_label="bits held a token of the training context",
@@ -45,6 +49,9 @@ _KINDS = {
     ),
     "compress": _Kind(
         title="compression",
+        columns=frozenset(
+            {"structure", "share", "heal", "stored", "added", "margin", "frontier", "becomes", "command"}
+        ),
         x="stored",
         y="added",
         x_label="values stored",
@@ -64,8 +71,12 @@ def studies_of(run: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for kind, how in _KINDS.items():
         try:
-            stamp = (run / "studies" / f"{kind}.csv").stat().st_mtime_ns
-        except OSError:
+            with (run / "studies" / f"{kind}.csv").open(encoding="utf-8", newline="") as file:
+                stamp = os.fstat(file.fileno()).st_mtime_ns
+                columns = next(csv.reader(file), [])
+        except (OSError, ValueError, csv.Error):
+            continue
+        if not how.columns.issubset(columns):
             continue
         found.append({"study": kind, "title": how.title, "stamp": str(stamp)})
     return found
@@ -79,21 +90,23 @@ def read_study(run: Path, kind: str) -> dict[str, Any] | None:
     points: list[dict[str, Any]] = []
     try:
         with (run / "studies" / f"{kind}.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                x, y = float(row[how.x]), float(row[how.y] or 0)
-                if not (math.isfinite(x) and math.isfinite(y)):
-                    continue
-                points.append(
-                    {
-                        "x": x,
-                        "y": y,
-                        "interval": how.interval(row),
-                        "front": row["frontier"] == "1",
-                        "name": how.name(row),
-                        "group": how.group(row),
-                        "command": row["command"],
-                    }
-                )
-    except (OSError, ValueError, KeyError, TypeError):
+            rows = list(csv.DictReader(file))
+        several = len({row.get("model") for row in rows}) > 1
+        for row in rows:
+            x, y = float(row[how.x]), float(row[how.y] or 0)
+            if not (math.isfinite(x) and math.isfinite(y)):
+                continue
+            points.append(
+                {
+                    "x": x,
+                    "y": y,
+                    "interval": how.interval(row),
+                    "front": row["frontier"] == "1",
+                    "name": f"{row['model']}: {how.name(row)}" if several else how.name(row),
+                    "group": how.group(row),
+                    "command": row["command"],
+                }
+            )
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
     return {"title": how.title, "x_label": how.x_label, "y_label": "added loss, nats a token", "points": points}

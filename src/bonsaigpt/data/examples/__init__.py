@@ -51,7 +51,9 @@ def example_batches(
     is_text = all(example.is_text for example in val)
     shown = np.arange(len(sides[0]))
     if config.balance:
-        shown = shown_equally([example.completion for example in train])
+        first = np.searchsorted(sides[0].source, np.arange(len(train) + 1)).tolist()  # of the pieces of each
+        chosen = shown_equally([example.completion for example in train])
+        shown = np.concatenate([np.arange(first[n], first[n + 1]) for n in chosen.tolist()])
     flags = f"{config.pack:d}{config.prompts:d}{config.balance:d}"
     digest = hashlib.sha256(f"{template} {plan.block_size} {flags} {tokenizer.to_json()}".encode())
     for side in sides:

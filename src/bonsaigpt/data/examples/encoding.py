@@ -39,6 +39,8 @@ class Encoded:
     """Whether an id is a target, bool."""
     starts: np.ndarray
     """Where each example starts, and at last where all end, int64."""
+    source: np.ndarray
+    """Which of the given examples each one is, or is a piece of, int64; ascending."""
     cut: int
     """Examples whose beginning was left out because they were too long."""
 
@@ -71,6 +73,7 @@ def encode_examples(
     end = end_of_text(tokenizer)
     ids: list[np.ndarray] = []
     asked: list[np.ndarray] = []
+    source: list[int] = []
     cut = 0
     for number, example in enumerate(examples):
         try:
@@ -83,6 +86,7 @@ def encode_examples(
                     piece = slice(first, first + block_size + 1)
                     ids.append(row[piece])
                     asked.append(np.concatenate([[False], marks[piece][1:]]))
+                    source.append(number)
                 continue
             last = len(encode_said(example.completion, tokenizer))
             if last >= block_size:
@@ -94,8 +98,15 @@ def encode_examples(
             marks[0] = False
         ids.append(row)
         asked.append(marks)
+        source.append(number)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
-    return Encoded(np.concatenate(ids).astype(np.int32), np.concatenate(asked).astype(bool), starts, cut)
+    return Encoded(
+        ids=np.concatenate(ids).astype(np.int32),
+        asked=np.concatenate(asked).astype(bool),
+        starts=starts,
+        source=np.array(source),
+        cut=cut,
+    )
 
 
 def prompt_ids(example: Example, tokenizer: Tokenizer) -> np.ndarray:

@@ -57,6 +57,8 @@ const active = () => (comparing() ? sides : sides.slice(0, 1));
 const rules = () => Object.fromEntries(RULES.map(([name, , , , , , sent]) => [name, sent(Number($(`#${name}`).value))]));
 const ids = (side, end = side.tokens.length) => side.tokens.slice(0, end).map((token) => token.id);
 const modelOf = (side) => models.find((model) => model.id === $(".model", side.fields).value);
+/** Whether an id means the same to both sides' models. */
+const sameTokens = () => modelOf(sides[0]).alphabet === modelOf(sides[1]).alphabet;
 const asked = (side) => ({ model: modelOf(side).id, kv: $(".kv", side.fields).value.trim() });
 
 // ---------------------------------------------------------------- the server
@@ -102,9 +104,18 @@ async function guarded(work) {
 
 // ---------------------------------------------------------------- writing
 
+/** Stop the writing that is under way, if there is one, and forget it. */
+function halt() {
+  if (!running) return;
+  running.abort();
+  running = null;
+  say("");
+  buttons();
+}
+
 /** Write on from tokens that stand already; for each side its own. */
 async function write() {
-  running?.abort();
+  halt();
   const stop = (running = new AbortController());
   const sampling = { ...rules(), seed: Math.trunc(Number($("#seed").value)) || 0, max_tokens: Number($("#count").value) || 1 };
   buttons();
@@ -114,6 +125,8 @@ async function write() {
     say("");
   });
   if (running !== stop) return;
+  if (stop.signal.aborted) say("");
+  else stop.abort(); // where one side failed, the other ends as well
   running = null;
   buttons();
   await guarded(figures);
@@ -123,6 +136,7 @@ async function write() {
 async function writeOne(side, sampling, signal) {
   const answer = await ask("/bonsai/write", { ...asked(side), tokens: ids(side), ...sampling }, signal);
   for await (const told of events(answer)) {
+    signal.throwIfAborted();
     if (told.finish === undefined) {
       append(side, told);
       if (side.tokens.length % 8 === 0) part();
@@ -130,23 +144,44 @@ async function writeOne(side, sampling, signal) {
   }
 }
 
+/** The text of tokens, for another tokenizer: bytes that are no text alone are put together again. */
+function textOf(tokens) {
+  const bytes = tokens.flatMap(({ text }) => (/^bytes:(\\x[0-9a-f]{2})+$/.test(text)
+    ? text.slice(8).split("\\x").map((byte) => parseInt(byte, 16)) : [...new TextEncoder().encode(text)]));
+  return new TextDecoder().decode(new Uint8Array(bytes));
+}
+
+/** Show the first tokens of a text on a side as its model reads them; not if another text has come there meanwhile. */
+async function reread(side, from, end, given) {
+  const before = side.tokens;
+  const body = from.alphabet === modelOf(side).alphabet ? { tokens: ids(from, end) } : { text: textOf(from.tokens.slice(0, end)) };
+  const read = await (await ask("/bonsai/read", { ...asked(side), ...body })).json();
+  if (side.tokens !== before) return;
+  halt();
+  side.given = Math.min(given, read.tokens.length);
+  show(side, read.tokens);
+}
+
 /** Begin anew with a text, as tokens of each side's own. */
 async function begin() {
+  halt();
   await guarded(async () => {
     choose(null);
     const text = $("#prompt").value;
-    for (const side of active()) {
-      const read = await (await ask("/bonsai/read", { ...asked(side), text })).json();
-      side.given = read.tokens.length;
-      show(side, read.tokens);
-    }
+    const begun = active();
+    const read = await Promise.all(begun.map(async (side) => (await ask("/bonsai/read", { ...asked(side), text })).json()));
+    halt(); // one that began meanwhile
+    begun.forEach((side, i) => {
+      side.given = read[i].tokens.length;
+      show(side, read[i].tokens);
+    });
     await write();
   });
 }
 
 /** Go on from one side's first tokens and another one; the other side follows where its tokens are the same. */
 async function branch(side, at, token) {
-  const same = modelOf(sides[0]).vocabulary === modelOf(sides[1]).vocabulary;
+  const same = sameTokens();
   const stem = [...side.tokens.slice(0, at), { ...token, picked: true }];
   for (const other of active()) {
     if (other !== side && !same) continue;
@@ -159,8 +194,8 @@ async function branch(side, at, token) {
 
 /** What the text of A costs each side, and what its cache holds of it. */
 async function figures() {
-  const text = sides[0].tokens.map((token) => token.text).join("");
-  const same = modelOf(sides[0]).vocabulary === modelOf(sides[1]).vocabulary;
+  const text = textOf(sides[0].tokens);
+  const same = sameTokens();
   for (const side of active()) {
     const body = side.index === 0 || same ? { tokens: ids(sides[0]) } : { text };
     side.figures = await (await ask("/bonsai/read", { ...asked(side), ...body })).json();
@@ -183,6 +218,7 @@ function buttons() {
 
 function show(side, tokens) {
   side.tokens = [];
+  side.alphabet = modelOf(side).alphabet; // what the ids mean, whatever model is chosen next
   side.figures = null;
   $(".tokens", side.article).replaceChildren();
   for (const token of tokens) append(side, token);
@@ -440,16 +476,13 @@ function fit(side) {
 
 /** Another model or cache: what stands there is read anew by it, or begun anew. */
 async function changed(side) {
+  halt();
   maps = null;
   side.speed = null;
   if (!side.tokens.length) return look();
   choose(null);
   await guarded(async () => {
-    const text = side.tokens.map((token) => token.text).join("");
-    const read = await (await ask("/bonsai/read", { ...asked(side), text })).json();
-    const given = side.given;
-    show(side, read.tokens);
-    side.given = Math.min(given, side.tokens.length);
+    await reread(side, side, side.tokens.length, side.given);
     say("");
     await figures();
   });
@@ -471,13 +504,17 @@ function theme(next) {
 }
 
 function compare() {
+  halt();
   const on = comparing();
   sides[1].fields.hidden = sides[1].article.hidden = !on;
   $("#parted").hidden = $("#of").hidden = !on;
   choose(null);
   if (on && sides[0].tokens.length) {
-    sides[1].given = sides[0].given;
-    show(sides[1], sides[0].tokens.slice(0, sides[0].given).map(({ span, ...token }) => token));
+    show(sides[1], []);
+    guarded(async () => {
+      if (sides[0].given) await reread(sides[1], sides[0], sides[0].given, Infinity);
+      await figures();
+    });
   }
   part();
 }
