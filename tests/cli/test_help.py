@@ -70,5 +70,5 @@ def test_a_model_is_opened_in_the_number_format_that_the_help_tells(
     opened = Opened(label="", config=Run.config.model, weights={}, tokenizer=None, run=Run, step=1)  # type: ignore[arg-type]
     for flag in (None, "bf16"):
         with suppress(Stop):
-            opened.on(argparse.Namespace(device="auto", precision=flag, threads=0))
+            opened.on(argparse.Namespace(engine="torch", device="auto", precision=flag, threads=0))
     assert asked == [used, "bf16"]

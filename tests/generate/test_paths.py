@@ -83,7 +83,7 @@ def test_every_path_is_the_oracles(name: str) -> None:
         np.concatenate(list(generate_uncached(ENGINE, model, prompt[None], tokens=TOKENS, sampling=GREEDY))).tolist()
         for prompt in prompts
     ]
-    assert len({tuple(text) for text in oracle}) > PROMPTS / 2  # the model does not say one thing only
+    assert len({tuple(text) for text in oracle}) >= PROMPTS / 2  # the model does not say one thing only
     requests = [Request(prompt=prompt.tolist(), max_tokens=TOKENS, sampling=GREEDY) for prompt in prompts]
     for path in PATHS:
         found = path(model, requests)

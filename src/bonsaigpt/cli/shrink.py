@@ -35,13 +35,22 @@ def shrink_run(argv: list[str]) -> tuple[RunDirectory, int]:
     )
     parser.add_argument("run", help="RUN (its last checkpoint), RUN@best or RUN@500")
     parser.add_argument(
-        "--n-kv-head", type=count_from(1), metavar="N", help="heads of keys and values of each layer (1: multi-query)"
+        "--n-kv-head",
+        type=count_from(1),
+        metavar="N",
+        help="heads of keys and values of each layer, 1: multi-query (default: as the run)",
     )
     parser.add_argument(
-        "--share-kv", type=count_from(2), metavar="N", help="neighbouring layers that read the first one's"
+        "--share-kv",
+        type=count_from(2),
+        metavar="N",
+        help="neighbouring layers that read the first one's (default: as the run)",
     )
     parser.add_argument(
-        "--kv", default="", metavar="POLICY", help='what the cache will keep, e.g. "window(32), int4" (docs/kv.md)'
+        "--kv",
+        default="",
+        metavar="POLICY",
+        help='what the cache will keep, e.g. "window(32), int4", see docs/kv.md (default: as the run)',
     )
     parser.add_argument(
         "--steps", type=count_from(1), default=300, metavar="N", help="optimizer steps that mend it (default: 300)"

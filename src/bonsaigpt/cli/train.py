@@ -86,7 +86,11 @@ def train_run(argv: list[str]) -> tuple[RunDirectory, int]:
         action="store_true",
         help="tell what the run would be, and train nothing: size, memory, work, time, disk, final loss",
     )
-    parser.add_argument("--engine", choices=["torch", "jax"], help="what computes; short for --train.engine")
+    parser.add_argument(
+        "--engine",
+        choices=["torch", "jax"],
+        help="what computes; short for --train.engine (default: as the recipe has it)",
+    )
     parser.add_argument(
         "--init",
         metavar="MODEL",

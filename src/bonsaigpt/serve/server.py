@@ -45,6 +45,7 @@ def make_server(app: ASGIApp, limits: Limits, *, on_start: Callable[[], None] = 
         http=_protocol(limits),
         ws="none",
         lifespan="on",
+        log_config=None,  # theirs closes the handlers of everybody else in the process
         log_level="critical",
         access_log=False,
         server_header=False,
