@@ -58,6 +58,7 @@ def test_nothing_to_retry_is_said_and_the_dialogue_goes_on(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX's")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's, where an earlier test has started it
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(runs: Path) -> None:
     import pexpect
 
