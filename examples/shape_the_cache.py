@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import bonsaigpt as bonsai
-from bonsaigpt.study.kv import KVStudy
+from bonsaigpt.study.kv_page import KVStudy
 
 POLICIES = ("window(128)", "window(128), int8", "window(64), int4", "sinks(4)+window(28), int4")
 
