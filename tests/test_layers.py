@@ -16,7 +16,7 @@ import bonsaigpt
 SOURCE = Path(bonsaigpt.__file__).parent
 
 FLOORS = [
-    {"errors", "randomness", "files", "processes", "progress", "trace", "units"},
+    {"errors", "randomness", "files", "polar", "processes", "progress", "trace", "units"},
     {"config"},
     {"structure"},
     {"spec", "kv", "sampling", "recipes"},

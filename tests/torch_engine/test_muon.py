@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bonsaigpt.config import MuonMatrices, RunConfig, validate
+from bonsaigpt.polar import COEFFICIENTS
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.fsdp import Sharded
-from bonsaigpt.torch_engine.muon import COEFFICIENTS, Matrix, Muon, _compose, orthogonalize
+from bonsaigpt.torch_engine.muon import Matrix, Muon, _compose, orthogonalize
 from bonsaigpt.torch_engine.sharded_muon import ShardedMuon
 from bonsaigpt.torch_engine.workers import WorkerPool
 from tests.torch_engine.test_step import batch

@@ -16,44 +16,25 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.config import MuonMatrices
+from bonsaigpt.polar import SAFETY, Quintic, rounds
 from bonsaigpt.torch_engine.profiling import mark
 from bonsaigpt.torch_engine.workers import WorkerPool
 
 __all__ = ["Matrix", "Muon", "gradient_of", "number_format", "orthogonalize", "silence_", "size_factor"]
-
-_SAFETY = 1.01
-"""Room for rounding: singular values a hundredth over one would otherwise grow."""
-_POLAR_EXPRESS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-    (1.875, -1.25, 0.375),
-)
-COEFFICIENTS = tuple((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _POLAR_EXPRESS)
-"""Of the quintics a x + b x^3 + c x^5, one for each iteration: every one is the best there is for the singular values
-that those before it leave, if they began within 0.001 to 1 (Amsel et al. 2025, https://arxiv.org/abs/2505.16932)."""
-_GRAM = 4
-"""Iterations on the small side alone: its rounding errors grow with the square of the slopes, 0.02 after four."""
 
 
 def orthogonalize(stack_NIJ: Tensor, iterations: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Bring all singular values of each of N matrices near one by Newton-Schulz iterations in ``dtype``."""
     tall = stack_NIJ.shape[1] > stack_NIJ.shape[2]
     x = stack_NIJ.mT if tall else stack_NIJ
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) * _SAFETY + 1e-7)).to(dtype)
-    quintics = [COEFFICIENTS[min(i, len(COEFFICIENTS) - 1)] for i in range(iterations)]
-    at_once = _GRAM if x.shape[1] * 2 <= x.shape[2] and dtype == torch.float32 else 1
-    for first in range(0, iterations, at_once):
-        x = _compose(quintics[first : first + at_once], x)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) * SAFETY + 1e-7)).to(dtype)
+    for quintics in rounds(iterations, (x.shape[1], x.shape[2]), single=dtype == torch.float32):
+        x = _compose(quintics, x)
     x = x.to(stack_NIJ.dtype)
     return x.mT if tall else x
 
 
-def _compose(quintics: Sequence[tuple[float, float, float]], x: Tensor) -> Tensor:
+def _compose(quintics: Sequence[Quintic], x: Tensor) -> Tensor:
     """One quintic of the singular values after the other. With A = X X^T a step is X <- P X, P = a I + b A + c A^2,
     and A <- P A P is a polynomial of the first A: X itself, the long side, is multiplied only at the end."""
     gram = x @ x.mT
