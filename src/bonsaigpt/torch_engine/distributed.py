@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from bonsaigpt.errors import BonsaiError, DeviceError
-from bonsaigpt.processes import Process
+from bonsaigpt.processes import Company, Process
 
 __all__ = ["World", "own_device"]
 
-T = TypeVar("T")
 
-
-class World:
+class World(Company):
     """All processes of a run, this one among them. Alone, every method answers at once."""
 
     def __init__(self, process: Process, device: torch.device) -> None:
@@ -33,7 +31,7 @@ class World:
         Raises:
             DeviceError: a restart under these settings of torchrun would hang.
         """
-        self.process, self.size, self.is_main = process, process.size, process.is_main
+        super().__init__(process)
         self._question: tuple[dist.Work, Tensor] | None = None
         if self.size == 1:
             self.backend = "none"
@@ -49,32 +47,6 @@ class World:
         )
 
     # ------------------------------------------------------------------ one speaks, all hear
-
-    def on_main(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on the main process, for all of them; it must be JSON.
-
-        If it fails there, the main process raises the error and the others leave quietly.
-        """
-        if self.size == 1:
-            return make()
-        if not self.is_main:
-            heard = self._broadcast(None)
-            if heard is None:
-                raise SystemExit(2)
-            return heard["value"]
-        try:
-            value = make()
-        except BaseException:
-            self._broadcast(None)
-            raise
-        self._broadcast({"value": value})
-        return value
-
-    def main_first(self, make: Callable[[], T]) -> T:
-        """``make`` in every process, in the main one before all others: they find on the disk what it prepared."""
-        made: list[T] = []
-        self.on_main(lambda: made.append(make()))
-        return made[0] if made else make()
 
     def _broadcast(self, value: Any) -> Any:
         text = json.dumps(value).encode() if self.is_main else b""
