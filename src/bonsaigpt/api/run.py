@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -251,11 +251,7 @@ class Run:
             calibrate=calibrate,
             **self._place(name),
         )
-        with shown(quiet):
-            made, code = compress_run([self.address, *words, *setting_flags(settings)])
-        leave_if_stopped(code)
-        assert made is not None  # only a dry run makes none
-        return self._sibling(made)
+        return self._made(compress_run, [*words, *setting_flags(settings)], quiet)
 
     def finetune(
         self,
@@ -285,10 +281,7 @@ class Run:
             place = self._place(name)
         words = flags(data=data, val=val, template=template, label_tokens=label_tokens, epochs=epochs, **place)
         words += [f"--freeze={glob}" for glob in freeze]
-        with shown(quiet):
-            made, code = finetune_run([self.address, *words, *setting_flags(settings)])
-        leave_if_stopped(code)
-        return self._sibling(made)
+        return self._made(finetune_run, [*words, *setting_flags(settings)], quiet)
 
     def stretch(
         self,
@@ -308,10 +301,7 @@ class Run:
             steps: at that context.
         """
         words = flags(block_size=block_size, rope=rope, steps=steps, **self._place(name))
-        with shown(quiet):
-            made, code = stretch_run([self.address, *words, *setting_flags(settings)])
-        leave_if_stopped(code)
-        return self._sibling(made)
+        return self._made(stretch_run, [*words, *setting_flags(settings)], quiet)
 
     def shrink(
         self,
@@ -333,10 +323,7 @@ class Run:
             steps: that mend it.
         """
         words = flags(n_kv_head=n_kv_head, share_kv=share_kv, kv=kv, steps=steps, **self._place(name))
-        with shown(quiet):
-            made, code = shrink_run([self.address, *words, *setting_flags(settings)])
-        leave_if_stopped(code)
-        return self._sibling(made)
+        return self._made(shrink_run, [*words, *setting_flags(settings)], quiet)
 
     # ------------------------------------------------------------------ studies and pages
 
@@ -391,7 +378,12 @@ class Run:
     def _place(self, name: str | None) -> dict[str, Any]:
         return {"name": name, "runs": self.directory.path.parent, "corpora": self._corpora}
 
-    def _sibling(self, made: RunDirectory) -> Run:
+    def _made(self, verb: Callable[[list[str]], tuple[RunDirectory | None, int]], words: list[str], quiet: bool) -> Run:
+        """The run that a verb makes of this one, opened as this one is."""
+        with shown(quiet):
+            made, code = verb([self.address, *words])
+        leave_if_stopped(code)
+        assert made is not None  # only a dry run makes none
         return Run(made.path, corpora=self._corpora, **vars(self._placement))
 
 
