@@ -24,7 +24,7 @@ from bonsaigpt.cli.common import (
 )
 from bonsaigpt.cli.compress_flags import add_flags
 from bonsaigpt.cli.experiment import environment_of, make_engine, open_data, with_overrides
-from bonsaigpt.cli.train import train_run
+from bonsaigpt.cli.train import train_made
 from bonsaigpt.compress.candidates import Candidate
 from bonsaigpt.compress.plan import Plan, read_plan, write_plan
 from bonsaigpt.compress.planner import Option
@@ -115,8 +115,7 @@ def compress_run(argv: list[str]) -> tuple[RunDirectory | None, int]:
     if not arguments.heal:
         console.print(f"heal it with: bonsai train {made.path} --resume", highlight=False, markup=False)
         return made, 0
-    folders = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
-    _, code = train_run([str(made.path), "--resume", *folders])
+    _, code = train_made(made.path, arguments)
     if (last := made.last()) is not None and code == 0:
         best, dense = read_state(last)["best_loss"], compressed.dense_loss
         words = f"dense {dense:.4f}, compressed {compressed.loss:.4f}, healed {best:.4f} ({best - dense:+.4f} nats)"

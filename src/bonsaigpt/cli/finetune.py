@@ -27,7 +27,7 @@ from bonsaigpt.cli.common import (
     whisper,
 )
 from bonsaigpt.cli.experiment import with_overrides
-from bonsaigpt.cli.train import train_run
+from bonsaigpt.cli.train import train_made
 from bonsaigpt.config import ExamplesData, FileTokenizerConfig, ModelConfig, RunConfig, derive
 from bonsaigpt.data.examples import example_batches, read_examples
 from bonsaigpt.data.plan import BatchPlan
@@ -56,8 +56,7 @@ def finetune_run(argv: list[str]) -> tuple[RunDirectory, int]:
     arguments = parser.parse(argv)
     overrides = settings(source, argv)
     target = _make(arguments, overrides, argv)
-    places = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
-    return train_run([str(target), "--resume", *places])
+    return train_made(target, arguments)
 
 
 def _parser() -> Parser:

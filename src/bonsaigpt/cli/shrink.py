@@ -8,7 +8,7 @@ from bonsaigpt.adapt import shrunk_arrays, shrunk_config
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli.common import Parser, add_settings, count_from, runs_folder, settings
 from bonsaigpt.cli.going_on import new_run
-from bonsaigpt.cli.train import train_run
+from bonsaigpt.cli.train import train_made
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import numbers_per_token
@@ -83,5 +83,4 @@ def shrink_run(argv: list[str]) -> tuple[RunDirectory, int]:
         markup=False,
         soft_wrap=True,
     )
-    places = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
-    return train_run([str(made.path), "--resume", *places])
+    return train_made(made.path, arguments)

@@ -55,7 +55,7 @@ from bonsaigpt.train.callbacks.wandb import WandB
 from bonsaigpt.train.events import Listener
 from bonsaigpt.train.resume import changes, check_data, check_policy, check_same_function, check_teacher
 
-__all__ = ["run", "train_run"]
+__all__ = ["run", "train_made", "train_run"]
 
 _EXAMPLE = """  bonsai train shakespeare-char --train.steps 500 --model.n_layer 4 --model.mlp.kind swiglu
   bonsai train runs/shakespeare-char --resume --train.steps 4000
@@ -67,6 +67,12 @@ _EXAMPLE = """  bonsai train shakespeare-char --train.steps 500 --model.n_layer 
 def run(argv: list[str]) -> int:
     """The verb."""
     return train_run(argv)[1]
+
+
+def train_made(made: Path, arguments: argparse.Namespace) -> tuple[RunDirectory, int]:
+    """Train a run that another verb has just made, with the folders of that verb's flags; as ``train_run``."""
+    places = ["--runs", str(arguments.runs), "--corpora", str(arguments.corpora)]
+    return train_run([str(made), "--resume", *places])
 
 
 def train_run(argv: list[str]) -> tuple[RunDirectory, int]:
