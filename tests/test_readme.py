@@ -224,11 +224,14 @@ def test_the_commands_of_the_cache_run(workshop: Path, capsys: pytest.CaptureFix
     model = "--model.position.kind rope --model.block_size 16 --model.n_layer 1 --model.n_head 2 --model.n_embd 16"
     assert main(quick(shlex.split(f"train my-text --data.path my-texts --name mine {model}"))[:-4]) == 0
     found = commands((ROOT / "docs" / "kv.md").read_text(encoding="utf-8"))
-    found = [*found[:4], *found[8:10]]  # shrink: tests/cli/test_kv_verbs.py
-    assert [c[0] for c in found] == ["sample", "chat", "eval", "study", "train", "eval"]
+    verbs = ["sample", "chat", "eval", "study", "train", "shrink", "eval", "shrink", "train", "eval", "study"]
+    assert [c[0] for c in found] == verbs
     for command in found:
         few = ["--rows", "2", "--length", "24", "--chunk", "8", "--fast"] if command[0] == "study" else []
-        small = [word.replace("32", "8").replace("28", "8").replace("16,", "4,") for word in command]
+        few = few if not few or "runs/lookup" not in command else ["--policy", "window(8)", "--rows", "2"]
+        few += ["--steps", "3"] if command[0] == "shrink" else []
+        few += ["--model.n_layer", "2"] if "whole" in command and command[0] == "train" else []  # one reads the other's
+        small = [word.replace("32", "8").replace("28", "8").replace("16,", "4,").replace("24", "8") for word in command]
         words = small if command[0] == "study" else quick(small)
         assert main([*words, *few]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
     assert (workshop / "runs" / "mine" / "studies" / "kv.csv").is_file()
