@@ -199,14 +199,19 @@ def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixt
 
 def test_the_commands_of_context_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / "context.md").read_text(encoding="utf-8"))
-    found = [command for command in found if command[0] != "study"]  # tests/cli/test_study_context.py
-    assert [c[0] for c in found] == ["train", "stretch", "eval", "stretch", "train", "eval", "eval", "eval", "data"]
-    for command in found:
+    verbs = ["study", "study", "train", "stretch", "eval", "stretch", "train", "eval", "eval", "eval", "data"]
+    assert [c[0] for c in found] == verbs
+    for command in found[2:]:
         small = [word if word != "100" else "3" for word in command]  # steps
         few = ["--steps", "3"] if command[0] == "stretch" and "--steps" not in command else []
         assert main([*quick(small), *few]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
     assert "starts anew" in capsys.readouterr().out
     assert (workshop / "runs" / "short-256" / "report.html").is_file()
+    assert main(quick([*found[2][:-1], "long", "--model.block_size", "128"])) == 0
+    for command in found[:2]:
+        few = ["--rows", "2", "--lengths", "64,128", "--steps", "0,1", "--fast", "--only", "yarn"]
+        assert main([*command, *few]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
+    assert (workshop / "runs" / "short" / "studies" / "context.csv").is_file()
 
 
 def test_the_commands_of_compression_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
