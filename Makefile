@@ -15,7 +15,7 @@ demo: $(STAMP)
 	@echo "open runs/demo/report.html in a browser"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
