@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from bonsaigpt.interop.writing import write_folder
 from bonsaigpt.spec import initial_value, parameters
 from bonsaigpt.torch_engine.engine import TorchEngine
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the harness is slow to import, and warns
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # the harness is slow to import, and warns
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="pip install 'bonsaigpt[eval]'"),
+]
 
 TASKS = {
     "choices": """

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-httpx = pytest.importorskip("httpx", reason="pip install openai")
+httpx = pytest.importorskip("httpx", reason="pip install httpx")
 
 from bonsaigpt.kv import full_bits_per_token, read_policy  # noqa: E402
 from bonsaigpt.torch_engine.engine import TorchEngine  # noqa: E402

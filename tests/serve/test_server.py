@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-httpx = pytest.importorskip("httpx", reason="pip install openai")
+httpx = pytest.importorskip("httpx", reason="pip install httpx")
 
 from starlette.testclient import TestClient  # noqa: E402
 
