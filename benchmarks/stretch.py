@@ -1,8 +1,10 @@
-"""How many steps does a longer context take? A model is trained at a short context and goes on at a long one, with its
-positions as they are, or scaled in one of three ways, or learned and interpolated; beside it, one that was trained at
-the long context from the start, for as many steps in all and with as many tokens in each.
+"""How many steps does a longer context take? A model is trained at a short context and goes on at a long one as `bonsai
+stretch` makes it: rotary positions as they are, or scaled in one of three ways; learned ones interpolated.
 
-Losses are over the whole validation split, in windows of the long context, after so many steps at it.
+Each number of steps is a training of its own, with a schedule that ends there. What they are held against was trained
+at the long context from the start, with as many tokens in each step: for as many steps as the short one was, and for as
+many as the longest has in all. Losses are over pieces of the validation split, in windows of the long context. Runs are
+kept under ``--cache`` and resumed; what was measured is in a ledger.
 """
 
 from __future__ import annotations
@@ -10,120 +12,164 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import finish, guarded, machine, parser, positive, progress, show
+import numpy as np
+from common import Ledger, finish, guarded, machine, parser, positive, progress, show
 
-from bonsaigpt import recipes
-from bonsaigpt.adapt import stretched_arrays, stretched_config
-from bonsaigpt.config import RunConfig, derive
+import bonsaigpt as bonsai
+from bonsaigpt.api import Run
+from bonsaigpt.config import RunConfig
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import Engine, load_engine
-from bonsaigpt.measure import evaluate
-from bonsaigpt.train.schedule import schedule_share
+from bonsaigpt.measure.kv import contiguous, cut
+from bonsaigpt.study.context import Reach, Trained, Way, ways
+from bonsaigpt.study.statistics import paired_difference
 
-_ROPE = {"kind": "rope", "pairs": "neighbours"}
-ARMS: dict[str, tuple[str, str | None]] = {
-    "rope as it is": ("rope", None),
-    "rope, linear": ("rope", "linear"),
-    "rope, ntk": ("rope", "ntk"),
-    "rope, yarn": ("rope", "yarn"),
-    "learned, interpolated": ("learned", None),
+_POSITIONS: dict[str, dict[str, Any]] = {
+    "rope": {"kind": "rope", "theta": 100.0, "pairs": "neighbours"},
+    "learned": {"kind": "learned"},
 }
-_LOOKS = (0, 10, 30, 100, 300, 1000)
+_SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 96}
+_ALIKE = {"device": "cpu", "precision": "fp32", "compile": "off", "workers": 1, "attention_kernel": "sdpa"}
+_ALIKE |= {"tensorboard": False, "eval_interval": 10_000, "sample_tokens": 0, "health": {"interval": 0}}
 _NEAR = 0.01
+"""Nats: what counts as there."""
+
+Losses = dict[str, dict[str, list[float]]]
+"""By arm and number of steps, those of the seeds."""
 
 
 def main() -> None:
     """Train, stretch and print."""
     arguments = _arguments()
-    print(f"{machine(arguments.threads)}\n")
-    looks = [n for n in _LOOKS if n < arguments.stretch] + [arguments.stretch]
-    engine = load_engine("torch", device="cpu", threads=arguments.threads)
-    figures: dict[str, Any] = {"benchmark": "stretch", "steps": arguments.steps, "looks": looks, "seeds": {}}
-    chosen = {name: arm for name, arm in ARMS.items() if not arguments.only or name in arguments.only}
-    kinds = list(dict.fromkeys(kind for kind, _ in chosen.values()))
-    with progress("runs", arguments.seeds * (2 * len(kinds) + len(chosen))) as advance:
-        done = 0
-        for seed in range(1337, 1337 + arguments.seeds):
-            rows: dict[str, list[float]] = {}
-            states: dict[str, Any] = {}
-            for kind in kinds:
-                config = _config(arguments, seed, kind, arguments.short)
-                states[kind] = config, engine.arrays(_train(engine, config, arguments, [])[0])
-                long = _config(arguments, seed, kind, arguments.long, arguments.steps + arguments.stretch)
-                _, [at_length] = _train(engine, long, arguments, [long.train.steps])
-                rows[f"{kind} at {arguments.long} from the start"] = [at_length]
-                done += 2
-                advance(done, f"{kind}: {at_length:.4f}")
-            for name, (kind, rope) in chosen.items():
-                config, (model, optimizer) = states[kind]
-                long = stretched_config(config, arguments.long, rope=rope, steps=arguments.stretch)  # type: ignore[arg-type]
-                arrays = [stretched_arrays(a, config.model, long.model) for a in (model, optimizer)]
-                _, rows[name] = _train(engine, long, arguments, looks, arrays)
-                done += 1
-                advance(done, f"{name}: {rows[name][-1]:.4f}")
-            figures["seeds"][seed] = rows
-            _show(arguments, seed, looks, rows)
-    finish(figures)
+    ledger = Ledger(arguments.done)
+    engine = load_engine("torch", device="cpu", precision="fp32", threads=arguments.threads)
+    found: Losses = {}
+    with progress("positions and seeds", arguments.seeds * len(arguments.positions)) as advance:
+        for number in range(arguments.seeds):
+            for done, position in enumerate(arguments.positions):
+                for arm, losses in _measured(arguments, engine, ledger, position, 1337 + number).items():
+                    for steps, loss in losses.items():
+                        found.setdefault(arm, {}).setdefault(steps, []).append(loss)
+                advance(number * len(arguments.positions) + done + 1, f"{position}, seed {1337 + number}")
+    _show(arguments, found)
+    finish({"benchmark": "stretch", "steps": arguments.steps, "looks": arguments.looks, "losses": found})
 
 
-def _show(arguments: Any, seed: int, looks: list[int], rows: dict[str, list[float]]) -> None:
-    lines = []
-    for name, losses in rows.items():
-        kind = name.split()[0].rstrip(",")
-        [goal] = rows[f"{kind} at {arguments.long} from the start"]
-        there = next((n for n, loss in zip(looks, losses, strict=False) if loss <= goal + _NEAR), None)
-        cells = [f"{loss:.4f}" for loss in losses] if len(losses) > 1 else ["" for _ in looks[1:]] + [f"{goal:.4f}"]
-        lines.append((name, *cells, "" if len(losses) == 1 else str(there) if there is not None else "more"))
-    title = f"Seed {seed}: loss at {arguments.long} tokens after so many steps"
-    show(
-        f"{title}, {arguments.steps} at {arguments.short} before",
-        ["", *map(str, looks), f"within {_NEAR}"],
-        lines,
+def _measured(arguments: Any, engine: Engine, ledger: Ledger, position: str, seed: int) -> dict[str, dict[str, float]]:
+    """Losses of one seed by arm and steps; of the models that were trained at the long context by 0 steps."""
+    long, most = arguments.long, arguments.steps + max(arguments.looks)
+    short = _run(arguments, position, seed, arguments.short, arguments.steps)
+    settings = {"config": short.directory.config.model_dump(mode="json"), "long": long, "pieces": arguments.pieces}
+
+    def once(name: str, more: dict[str, Any], measure: Any) -> float:
+        if (kept := ledger.find(settings | more)) is None:
+            ledger.add(f"{name}, {position}, seed {seed}", settings | more, kept := measure())
+        return kept
+
+    reach = _reach(arguments, engine, short)
+    found = {}
+    for goal in (arguments.steps, most):
+        name = f"{position} at {long} from the start, {goal} steps"
+        loss = once(name, {"goal": goal}, lambda goal=goal: _from_the_start(arguments, engine, position, seed, goal))
+        found[name] = {"0": loss}
+    saved = short.directory.load("last")
+    trained = Trained(config=short.directory.config, optimizer=saved.optimizer, open=lambda c: _source(arguments, c))
+    for way in filter(lambda way: way.is_whole, ways(short.config)):
+
+        def after(steps: int, way: Way = way) -> float:
+            if not steps:
+                return float(reach.read(way, long).mean())
+            return reach.trained_point(trained, way, long, steps, advance=lambda *_: None).loss
+
+        found[f"{position}, {way.name}"] = {
+            str(steps): once(way.name, {"way": way.name, "steps": steps}, lambda steps=steps: after(steps))
+            for steps in (0, *arguments.looks)
+        }
+    return found
+
+
+def _from_the_start(arguments: Any, engine: Engine, position: str, seed: int, steps: int) -> float:
+    run = _run(arguments, position, seed, arguments.long, steps)
+    reach = _reach(arguments, engine, run)
+    return float(reach.read(reach.plain, arguments.long).mean())
+
+
+def _reach(arguments: Any, engine: Engine, run: Run) -> Reach:
+    """A run on the validation split, in pieces of the long context."""
+    ids, long = contiguous(_source(arguments, run.directory.config)), arguments.long
+    streams = cut(ids, min(arguments.pieces, (len(ids) - 1) // long), long)
+    reach = Reach(engine, run.config, run.opened.weights, streams, [run.config.block_size])
+    reach.read_all([reach.plain], advance=lambda *_: None)
+    return reach
+
+
+def _source(arguments: Any, config: RunConfig) -> Any:
+    return open_source(config, arguments.cache / "corpora")
+
+
+def _run(arguments: Any, position: str, seed: int, block: int, steps: int) -> Run:
+    """A trained run, resumed where it stopped; a step has the same tokens at every context."""
+    rows = max(1, arguments.rows * arguments.short // block)
+    settings = {
+        "seed": seed,
+        "data": {"path": str(arguments.text)},
+        "model": _SHAPE | {"block_size": block, "position": _POSITIONS[position]},
+        "optim": {"matrices": {"precision": "fp32"}},
+        "train": _ALIKE | {"steps": steps, "batch_size": rows, "micro_batch": rows, "threads": arguments.threads},
+    }
+    return bonsai.train(
+        "shakespeare-char-fast",
+        name=f"{position}-{block}-{steps}-{seed}",
+        auto_resume=True,
+        runs=arguments.cache / "runs",
+        corpora=arguments.cache / "corpora",
+        settings=settings,
+        quiet=True,
     )
 
 
-def _config(arguments: Any, seed: int, kind: str, block: int, steps: int | None = None) -> RunConfig:
-    """nanoGPT's CPU recipe at one context, with the tokens of its step."""
-    overrides = {
-        "seed": seed,
-        "model": {"block_size": block, "position": _ROPE if kind == "rope" else {"kind": "learned"}},
-        "data": {"path": arguments.text},
-        "train": {
-            "steps": steps or arguments.steps,
-            "threads": arguments.threads,
-            "batch_size": max(1, 12 * 64 // block),
-        },
-    }
-    return derive(recipes.load("shakespeare-char", overrides), model={"vocab_size": 65})
+def _show(arguments: Any, found: Losses) -> None:
+    """Each arm less the model that was trained at the long context for as many steps as the short one was; and from
+    how many steps on the mean of the seeds is near it, and near the one that was trained for as many steps in all."""
+    rows, looks = [], ["0", *map(str, arguments.looks)]
+    for position in arguments.positions:
+        names = [name for name in found if name.startswith(position)]
+        goals = [found[name]["0"] for name in names[:2]]
+        for name in names:
+            behind = [paired_difference(losses, goals[0]).text("+.4f") for losses in found[name].values()]
+            row = [name, f"{np.mean(found[name]['0']):.4f}", *behind, *[""] * (len(looks) - len(behind))]
+            if name not in names[:2]:
+                row += [next((n for n in looks if _near(found[name][n], goal)), "more") for goal in goals]
+            rows.append(row)
+    most = arguments.steps + max(arguments.looks)
+    title = (
+        f"{machine(arguments.threads)}\n{arguments.steps} steps at {arguments.short}, so many at {arguments.long}; "
+        f"seeds: {arguments.seeds}. Loss before, and above that of a model trained at {arguments.long} for "
+        f"{arguments.steps} steps; steps until within {_NEAR} of that one, and of one trained for {most}"
+    )
+    show(title, ["positions", "before", *looks, f"to {arguments.steps}", f"to {most}"], rows)
 
 
-def _train(
-    engine: Engine, config: RunConfig, arguments: Any, looks: list[int], arrays: list[Any] | None = None
-) -> tuple[Any, list[float]]:
-    """The last state, and the losses after so many steps at each look."""
-    source = open_source(config, arguments.corpora)
-    state = engine.init(config) if arrays is None else engine.restore(config, *arrays)
-    found = []
-    for step in range(config.train.steps + 1):
-        if step in looks:
-            found.append(evaluate(engine, engine.model_of(state), source).loss)
-        if step < config.train.steps:
-            share = schedule_share(config, step)
-            engine.step(state, source.batch_at(step), config=config, share=share, step=step)
-    return state, found
+def _near(losses: list[float], goal: list[float]) -> bool:
+    return paired_difference(losses, goal).mean <= _NEAR
 
 
 def _arguments() -> Any:
-    options = parser(__doc__ or "", "python benchmarks/stretch.py --steps 1000 --stretch 300")
+    options = parser(__doc__ or "", "python benchmarks/stretch.py --text tinyshakespeare.txt --seeds 3")
     options.add_argument("--text", type=Path, default=Path("tinyshakespeare.txt"), help="Tiny Shakespeare (a path)")
     options.add_argument("--short", type=positive, default=64, help="context of the first training (default: 64)")
     options.add_argument("--long", type=positive, default=256, help="the longer context, tokens (default: 256)")
-    options.add_argument("--steps", type=positive, default=1000, help="steps at the short context (default: 1000)")
-    options.add_argument("--stretch", type=positive, default=300, help="steps at the long one (default: 300)")
-    options.add_argument("--seeds", type=positive, default=1, help="runs of each (default: 1)")
-    options.add_argument("--only", nargs="*", default=[], metavar="ARM", help="these arms alone")
-    options.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses")
-    options.add_argument("--corpora", type=Path, default=Path("corpora"), help="where token shards live")
+    options.add_argument("--rows", type=positive, default=12, help="of a step at the short context (default: 12)")
+    options.add_argument("--steps", type=positive, default=500, help="steps at the short context (default: 500)")
+    options.add_argument("--looks", type=positive, nargs="+", default=[10, 30, 100], help="steps at the long one")
+    options.add_argument("--seeds", type=positive, default=3, help="runs of each (default: 3)")
+    options.add_argument(
+        "--positions", nargs="+", choices=list(_POSITIONS), default=list(_POSITIONS), help="these alone"
+    )
+    options.add_argument("--pieces", type=positive, default=200, help="of the validation split (default: 200)")
+    options.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
+    options.add_argument("--cache", type=Path, default=Path("."), help="where runs and token shards are kept")
+    options.add_argument("--done", type=Path, default=Path("stretch.jsonl"), help="ledger of what was measured")
     return options.parse_args()
 
 
