@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _zero_one(arguments: Any, folder: Path) -> dict[str, Any]:
-    config = recipes.load("zero-one")
+    config = recipes.load("zero-one").model_copy(update={"seed": arguments.seed})
     assert isinstance(config.data, ZeroOneData)
     symbols = config.data.sequences * config.data.length
     seconds: list[float] = []
@@ -105,7 +105,7 @@ def _zero_one(arguments: Any, folder: Path) -> dict[str, Any]:
 
 
 def _sort(arguments: Any, folder: Path) -> dict[str, Any]:
-    config = recipes.load(arguments.recipe)
+    config = recipes.load(arguments.recipe).model_copy(update={"seed": arguments.seed})
     if not isinstance(config.data, SortData):
         sorts = [name for name in recipes.names() if name.startswith("sort")]
         raise ConfigError(f"recipe '{arguments.recipe}' does not sort: use one of {sorts}")
@@ -119,6 +119,7 @@ def _sort(arguments: Any, folder: Path) -> dict[str, Any]:
         for share in _EXACT
     }
     rows = [
+        ("engine, seed", f"{arguments.engine}, {arguments.seed}"),
         ("task", f"{config.data.length} digits out of {config.data.vocab}"),
         ("parameters", f"{follow.parameters:,}"),
         ("held-out lists sorted exactly", f"{exact:.4%} ({round(exact * lists):,} of {lists:,})"),
@@ -132,6 +133,8 @@ def _sort(arguments: Any, folder: Path) -> dict[str, Any]:
     show(arguments.recipe, ("", "figure"), rows)
     print()
     return {
+        "engine": arguments.engine,
+        "seed": arguments.seed,
         "recipe": arguments.recipe,
         "vocab": config.data.vocab,
         "length": config.data.length,
@@ -148,7 +151,8 @@ def _sort(arguments: Any, folder: Path) -> dict[str, Any]:
 
 def _run(config: RunConfig, folder: Path, arguments: Any, what: str) -> tuple[_Follow, float]:
     """Train a recipe as `bonsai train` does, without its files for people; seconds of everything but the data."""
-    engine = load_engine("torch", device="cpu", precision="fp32", threads=arguments.threads)
+    threads = arguments.threads or config.train.threads
+    engine = load_engine(arguments.engine, device="cpu", precision="fp32", threads=threads)
     source = open_source(config, folder)
     config = derive(config, model={"vocab_size": source.tokenizer.vocab_size})
     run = RunDirectory.create(folder / "run", config, source.tokenizer, engine.describe())
@@ -165,7 +169,9 @@ def _arguments() -> Any:
     flags.add_argument("toy", nargs="?", choices=("both", *_TOYS), default="both", help="which toy (default: both)")
     flags.add_argument("--recipe", default="sort", help="recipe of the toy sort (default: sort)")
     flags.add_argument("--folders", type=positive, default=5, help="times that zero_one is made anew (default: 5)")
-    flags.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch chooses (default: 0)")
+    flags.add_argument("--engine", choices=("torch", "jax"), default="torch", help="what trains (default: torch)")
+    flags.add_argument("--seed", type=int, default=1337, help="of weights and problems (default: 1337)")
+    flags.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as the recipe says (default: 0)")
     return flags.parse_args()
 
 
