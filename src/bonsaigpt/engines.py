@@ -18,7 +18,7 @@ from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.errors import DeviceError, did_you_mean
-from bonsaigpt.trace import Look, Room, StepMemory, Trace
+from bonsaigpt.trace import Look, Observed, Room, StepMemory, Trace
 
 __all__ = ["Decoder", "Engine", "Metrics", "Reader", "World", "load_engine"]
 
@@ -162,6 +162,13 @@ class Engine(Protocol):
     def step(
         self, state: Any, batch: Batch, *, config: RunConfig, share: float, step: int, look: Look | None = None
     ) -> Metrics: ...
+    def observe(
+        self, config: RunConfig, model: Arrays, optimizer: Arrays, batch: Batch, *, double: bool = False
+    ) -> Observed:
+        """One step at the peak rates from a saved state, and all on the way to it; ``double``: in float64, if this
+        engine can. In training mode but for dropout, whose noise is each engine's own."""
+        ...
+
     def memory(self, model: ModelConfig, setting: MemoryConfig, *, rows: int) -> Any: ...
     def evaluate(self, model: Any, batch: Batch, *, exact: bool = False, memory: Any = None) -> tuple[float, int]: ...
     def losses(

@@ -7,8 +7,16 @@ follow each other. An engine records them (``torch_engine/profiling.py``); ``mea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
-__all__ = ["MARKS", "STEP", "Look", "Room", "Span", "StepMemory", "Trace"]
+import numpy as np
+
+__all__ = ["MARKS", "STEP", "Look", "Observed", "Room", "Span", "StepMemory", "Trace"]
+
+Observed: TypeAlias = dict[str, dict[str, np.ndarray]]
+"""All that a step from a saved state computes, by names that engines share, level by level: ``weights`` (with the
+optimizer's state, as they were loaded), ``activations``, ``logits``, ``loss`` (a target's mean), ``gradients``, and
+``step`` (weights and state after it)."""
 
 STEP = "step"
 """The mark around a whole step."""

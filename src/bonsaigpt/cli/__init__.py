@@ -32,6 +32,7 @@ VERBS = {
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",
     "bench": "how fast a model decodes here, against the machine's limit",
     "profile": "tell where the time of a training step goes",
+    "parity": "hold the engines against each other on a checkpoint",
     "compare": "hold runs against each other: a table and a page",
     "report": "write a run's report.html again",
     "watch": "runs in the browser while they train",

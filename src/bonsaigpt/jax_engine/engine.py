@@ -35,14 +35,14 @@ from bonsaigpt.jax_engine.decode import JaxDecoder
 from bonsaigpt.jax_engine.device import Placement, choose_placement
 from bonsaigpt.jax_engine.distributed import World
 from bonsaigpt.jax_engine.model import Model, Params, flat, forward, init, narrowed, nested
-from bonsaigpt.jax_engine.optim import Moments
+from bonsaigpt.jax_engine.observing import observe
 from bonsaigpt.jax_engine.refusing import REFUSED, refuse, refuse_model, refuse_run
 from bonsaigpt.jax_engine.rounding import rounded
 from bonsaigpt.jax_engine.step import Learned, cut, evaluate_rows, fresh, rows_of, token_losses, train_step
 from bonsaigpt.processes import Process
 from bonsaigpt.spec import parameters
 from bonsaigpt.structure import MATERIALISED, merge
-from bonsaigpt.trace import Look, Room, StepMemory
+from bonsaigpt.trace import Look, Observed, Room, StepMemory
 
 __all__ = ["JaxEngine", "State", "StepMetrics"]
 
@@ -156,7 +156,7 @@ class JaxEngine:
         B, T = config.train.batch_size, config.model.block_size
         blank = Batch(tokens_BT=np.zeros((B, T)), targets_BT=np.zeros((B, T)), count=B * T)
         mesh, learned = self._mesh(config), self._blank(config)
-        layout = self._layout(config, mesh, learned)
+        layout = sharding.of_learned(config, mesh, learned)
         learned = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), learned, layout)
         program = self._program(config, mesh, layout)
         return program.report(learned, *self._arguments(config, mesh, blank, 1.0, 0), **self._constants(config))
@@ -189,7 +189,7 @@ class JaxEngine:
 
     def _state(self, config: RunConfig, learned: Learned) -> State:
         mesh = self._mesh(config)
-        layout = self._layout(config, mesh, learned)
+        layout = sharding.of_learned(config, mesh, learned)
         return State(config, sharding.place(learned, layout), mesh, self._program(config, mesh, layout))
 
     def restore(self, config: RunConfig, model: Arrays, optimizer: Arrays) -> State:
@@ -239,6 +239,28 @@ class JaxEngine:
         state.learned, figures = state.step(state.learned, *arguments, **constants)
         return StepMetrics(figures, batch.count)
 
+    def observe(
+        self, config: RunConfig, model: Arrays, optimizer: Arrays, batch: Batch, *, double: bool = False
+    ) -> Observed:
+        """See ``bonsaigpt.engines.Engine``.
+
+        Raises:
+            DeviceError: float64 is asked for.
+        """
+        if double:
+            refuse("compute in float64")
+        state = self.restore(config, model, optimizer)
+        found: Observed = {"weights": self._all(state)}
+        passes = program(observe, config, mesh=state.mesh)
+        on_way = passes(state.learned.params, rows_of(batch), np.float32(batch.count))
+        found |= {level: sharding.fetch(values) for level, values in on_way.items()}
+        self.step(state, batch, config=config, share=1.0, step=0)
+        return found | {"step": self._all(state)}
+
+    def _all(self, state: State) -> Arrays:
+        weights, rest = self.arrays(state)
+        return weights | {name: value for name, value in rest.items() if name != "guard"}
+
     def _mesh(self, config: RunConfig) -> Mesh:
         """The mesh of a run.
 
@@ -252,18 +274,6 @@ class JaxEngine:
                 f"{[n for n in range(1, len(devices) + 1) if len(devices) % n == 0]}"
             )
         return sharding.make_mesh(devices, model=share)
-
-    def _layout(self, config: RunConfig, mesh: Mesh, learned: Learned) -> Any:
-        """Where all of a state lies: what is kept of a parameter lies as the parameter does."""
-        whole: Any = sharding.whole(mesh)
-        each: dict[str, Any] = dict(sharding.of_parameters(config.model, mesh, fsdp=config.train.parallel == "fsdp"))
-
-        def of(tree: dict[str, Any]) -> dict[str, Any]:
-            return {name: each[name] for name in tree}
-
-        moments = learned.moments
-        adam = moments.adam._replace(count=whole, mu=of(moments.adam.mu), nu=of(moments.adam.nu))
-        return Learned(nested(config.model, each), Moments(adam, of(moments.momentum), of(moments.average)), whole)
 
     def _program(self, config: RunConfig, mesh: Mesh, layout: Any) -> Program:
         results = layout, sharding.whole(mesh)

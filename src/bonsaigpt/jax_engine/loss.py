@@ -35,12 +35,11 @@ def loss(
     targets_BT: Array,
     *,
     z_loss: float = 0.0,
-    whole: int = WHOLE,
     **how: Any,
 ) -> tuple[Array, Array]:
     """The objective to descend and the cross-entropy, both sums over the targets, in nats; ``how`` as of ``hidden``.
 
-    Where the logits have more than ``whole`` elements they are made, used and made again in the backward pass in chunks
+    Where the logits have more than ``WHOLE`` elements they are made, used and made again in the backward pass in chunks
     of rows, and never held all at once.
     """
     hidden_ND = hidden(config, params, tokens_BT, **how)[0].reshape(-1, config.n_embd)
@@ -49,7 +48,7 @@ def loss(
     def score(hidden: Array, targets: Array) -> tuple[Array, Array]:
         return cross_entropy_sum(logits(config, params, hidden), targets)
 
-    rows = max(1, whole // config.vocabulary_rows)
+    rows = max(1, WHOLE // config.vocabulary_rows)
     if len(targets_N) <= rows:
         summed, squares = score(hidden_ND, targets_N)
     else:

@@ -7,7 +7,7 @@ once and read twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 Params: TypeAlias = dict[str, Any]
+See: TypeAlias = Callable[[str, Array], Array]
+"""Is shown an activation by its name, and gives it back."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def hidden(
     past: Past | None = None,
     recompute: bool = False,
     fused: bool = False,
-    streams: list[Array] | None = None,
+    seen: dict[str, Array] | None = None,
 ) -> tuple[Array, tuple[Kept | None, ...]]:
     """The normalised last hidden state, (B, T, D), and what the layers keep from now on.
 
@@ -132,8 +134,14 @@ def hidden(
         past: what the rows hold already. Positions go on from there.
         recompute: keep only the input of each block for the backward pass (Chen et al. 2016).
         fused: attend by cuDNN's kernel where it can do it.
-        streams: takes the residual stream before the first block and after each, and its normalised end, (B, T, D).
+        seen: takes the activations, (B, T, D), by the names of PyTorch's modules; not together with ``recompute``.
     """
+
+    def see(name: str, x_BTD: Array) -> Array:
+        if seen is not None:
+            seen[f"transformer.{name}"] = x_BTD
+        return x_BTD
+
     body, T = params["transformer"], tokens_BT.shape[1]
     positions_BT, mask_BTT = jnp.arange(T)[None], None
     if documents_BT is not None:
@@ -154,27 +162,24 @@ def hidden(
         where = Where(masks=masks(config, T, mask_BTT), rotation=turned, fused=fused)
     else:
         windows = masks(config, config.block_size, None)
-        seen = {window: causal_mask(positions_BT, past.seen, window) for window in windows}
-        where = Where(masks=seen, rotation=turned, start_B=past.start_B, real_BT=past.real_BT, seen=past.seen)
+        looked = {window: causal_mask(positions_BT, past.seen, window) for window in windows}
+        where = Where(masks=looked, rotation=turned, start_B=past.start_B, real_BT=past.real_BT, seen=past.seen)
     keys = [None] * (config.n_layer + 1) if key is None else list(jax.random.split(key, config.n_layer + 1))
-    x_BTD = dropout(x_BTD, config.dropout, keys[-1])
+    x_BTD = see("embedded", dropout(x_BTD, config.dropout, keys[-1]))
     shared: Seen | None = None
     kept = (None,) * config.n_layer if past is None else past.kept
     after: list[Kept | None] = []
     for layer in range(config.n_layer):
 
         def block(params: Params, x_BTD: Array, shared: Seen | None, key: Array | None, layer: int = layer) -> Any:
-            return _block(config, layer, params, x_BTD, where, kept[layer], shared, key)
+            within: See = lambda name, x_BTD: see(f"h.{layer}.{name}", x_BTD)  # noqa: E731
+            return _block(config, layer, params, x_BTD, where, kept[layer], shared, key, within)
 
-        if streams is not None:
-            streams.append(x_BTD)
         block = jax.checkpoint(block) if recompute else block
         x_BTD, keeps, shared = block(body["h"][str(layer)], x_BTD, shared, keys[layer])
+        see(f"h.{layer}", x_BTD)
         after.append(keeps)
-    end_BTD = norm(config, body.get("ln_f", {}), x_BTD)
-    if streams is not None:
-        streams += [x_BTD, end_BTD]
-    return end_BTD, tuple(after)
+    return see("ln_f", norm(config, body.get("ln_f", {}), x_BTD)), tuple(after)
 
 
 def _block(
@@ -186,8 +191,9 @@ def _block(
     kept: Kept | None,
     shared: Seen | None,
     key: Array | None,
+    see: See,
 ) -> tuple[Array, Kept | None, Seen | None]:
-    """Attention and MLP, each a branch beside the residual stream."""
+    """Attention and MLP, each a branch beside the residual stream; ``see`` is shown what they make."""
     of_shares, of_attention, of_mlp = (None,) * 3 if key is None else jax.random.split(key, 3)
     ln_1, ln_2 = params.get("ln_1", {}), params.get("ln_2", {})
 
@@ -199,17 +205,18 @@ def _block(
             y_BTD, keeps, seen = attention(
                 config, layer, params["attn"], x_BTD, where, kept=kept, shared=shared, key=of_shares
             )
-        return dropout(y_BTD, config.dropout, of_attention), keeps, seen
+        return dropout(see("attn", y_BTD), config.dropout, of_attention), keeps, seen
+
+    def thought(x_BTD: Array) -> Array:
+        return dropout(see("mlp", mlp(config, params["mlp"], x_BTD)), config.dropout, of_mlp)
 
     if config.norm_position == "post":  # GPT-1, Vaswani et al. 2017
         y_BTD, keeps, seen = attended(x_BTD)
-        x_BTD = norm(config, ln_1, x_BTD + y_BTD)
-        y_BTD = dropout(mlp(config, params["mlp"], x_BTD), config.dropout, of_mlp)
-        return norm(config, ln_2, x_BTD + y_BTD), keeps, seen
-    y_BTD, keeps, seen = attended(norm(config, ln_1, x_BTD))
+        x_BTD = see("ln_1", norm(config, ln_1, x_BTD + y_BTD))
+        return see("ln_2", norm(config, ln_2, x_BTD + thought(x_BTD))), keeps, seen
+    y_BTD, keeps, seen = attended(see("ln_1", norm(config, ln_1, x_BTD)))
     x_BTD = x_BTD + y_BTD
-    y_BTD = dropout(mlp(config, params["mlp"], norm(config, ln_2, x_BTD)), config.dropout, of_mlp)
-    return x_BTD + y_BTD, keeps, seen
+    return x_BTD + thought(see("ln_2", norm(config, ln_2, x_BTD))), keeps, seen
 
 
 def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:

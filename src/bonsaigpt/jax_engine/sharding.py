@@ -17,10 +17,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bonsaigpt.config import ModelConfig
+from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.jax_engine.model import nested
+from bonsaigpt.jax_engine.optim import Moments
+from bonsaigpt.jax_engine.step import Learned
 from bonsaigpt.spec import parameters
 
-__all__ = ["RULES", "fetch", "make_mesh", "of_batch", "of_parameters", "place", "whole"]
+__all__ = ["RULES", "fetch", "make_mesh", "of_batch", "of_learned", "of_parameters", "place", "whole"]
 
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("*.c_attn.*", ("model", "data")),
@@ -54,6 +57,19 @@ def of_parameters(config: ModelConfig, mesh: Mesh, *, fsdp: bool) -> dict[str, N
         ]
         found[p.name] = NamedSharding(mesh, PartitionSpec(*cuts))
     return found
+
+
+def of_learned(config: RunConfig, mesh: Mesh, learned: Learned) -> Any:
+    """Where all of a state lies: what is kept of a parameter lies as the parameter does."""
+    everywhere: Any = whole(mesh)
+    each: dict[str, Any] = dict(of_parameters(config.model, mesh, fsdp=config.train.parallel == "fsdp"))
+
+    def of(tree: dict[str, Any]) -> dict[str, Any]:
+        return {name: each[name] for name in tree}
+
+    moments = learned.moments
+    adam = moments.adam._replace(count=everywhere, mu=of(moments.adam.mu), nu=of(moments.adam.nu))
+    return Learned(nested(config.model, each), Moments(adam, of(moments.momentum), of(moments.average)), everywhere)
 
 
 def of_batch(mesh: Mesh, *, rows: int) -> NamedSharding:

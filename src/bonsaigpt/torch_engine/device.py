@@ -26,8 +26,8 @@ class Placement:
     why: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in ``dtype``, everything delicate in float32; nothing at all for float32."""
-        if self.dtype == torch.float32:
+        """Matrix products in ``dtype``, everything delicate in float32; nothing at all for float32 and 64."""
+        if self.dtype in (torch.float32, torch.float64):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 

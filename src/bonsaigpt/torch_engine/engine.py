@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -34,18 +33,19 @@ from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.fit_mlp import fit_mlp
 from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader, attention_maps
 from bonsaigpt.torch_engine.loss import Learner
-from bonsaigpt.torch_engine.memory import count_step
+from bonsaigpt.torch_engine.memory import step_memory
 from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
+from bonsaigpt.torch_engine.observing import observe
 from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
 from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
 from bonsaigpt.torch_engine.scoring import choice_scores, target_scores
 from bonsaigpt.torch_engine.states import load_optimizer, make_state
-from bonsaigpt.torch_engine.step import State, StepMetrics, cuts, evaluate_batch, token_losses, train_step
+from bonsaigpt.torch_engine.step import State, StepMetrics, evaluate_batch, token_losses, train_step
 from bonsaigpt.torch_engine.workers import WorkerPool, keep_memory
-from bonsaigpt.trace import Look, Room, StepMemory, Trace
+from bonsaigpt.trace import Look, Observed, Room, StepMemory, Trace
 
 if TYPE_CHECKING:
     from bonsaigpt.torch_engine.shard_files import ShardFiles
@@ -125,17 +125,7 @@ class TorchEngine:
 
     def step_memory(self, config: RunConfig) -> StepMemory:
         """The bytes that a step of a resolved configuration will hold in this process, counted without computing."""
-        train, workers = config.train, config.train.workers or 1
-        rows, batch = train.micro_batch or train.batch_size, math.ceil(train.batch_size / self.world.size)
-        parts = cuts(batch, rows, workers)
-        return count_step(
-            config,
-            self.placement,
-            rows=max(last - first for first, last in parts),
-            passes=math.ceil(len(parts) / workers),
-            workers=min(workers, len(parts)),
-            shards=self.world.size if train.parallel == "fsdp" else 1,
-        )
+        return step_memory(config, self.placement, processes=self.world.size)
 
     def room(self) -> Room | None:
         """The memory of this process' device; on a CPU its part, as other processes may share it."""
@@ -232,6 +222,12 @@ class TorchEngine:
             look: also tell of its health, which changes no bit of what it does.
         """
         return train_step(state, batch, config=config, placement=self.placement, share=share, step=step, look=look)
+
+    def observe(
+        self, config: RunConfig, model: Arrays, optimizer: Arrays, batch: Batch, *, double: bool = False
+    ) -> Observed:
+        """See ``bonsaigpt.engines.Engine``."""
+        return observe(config, model, optimizer, batch, placement=self.placement, double=double)
 
     def memory(self, model: ModelConfig, setting: MemoryConfig, *, rows: int) -> Carried | None:
         """An empty memory for so many rows; none if the setting is none.

@@ -27,10 +27,14 @@ _ALONE = NoDistill()
 
 
 def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Negative log-likelihood in nats, summed over the targets that are not IGNORE; a float32 scalar."""
-    return F.cross_entropy(
-        logits_BTV.flatten(0, -2).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+    """Negative log-likelihood in nats, summed over the targets that are not IGNORE; a scalar of float32 at least."""
+    logits_NV = _wide(logits_BTV.flatten(0, -2))
+    return F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 if it is narrower."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Learner(nn.Module):
@@ -89,7 +93,7 @@ class Learner(nn.Module):
         if taught is not None and isinstance(self.distill, LogitsDistill):
             objective = distilled_sum(self.distill, loss, logits_BTV, streams, targets_BT, taught)
         if self.z_loss:
-            partition_BT = logits_BTV.float().logsumexp(dim=-1).where(targets_BT != IGNORE, 0.0)
+            partition_BT = _wide(logits_BTV).logsumexp(dim=-1).where(targets_BT != IGNORE, 0.0)
             objective = objective + self.z_loss * partition_BT.square().sum()
         return objective, loss
 
@@ -150,15 +154,16 @@ class _FusedHeadLoss(torch.autograd.Function):
         settings: tuple[int, float, float, float, int],
     ) -> tuple[Tensor, Tensor]:
         vocabulary, scale, softcap, z_loss, rows = settings
+        wide = torch.promote_types(weight_VD.dtype, torch.float32)
         hidden_grad_ND = torch.empty_like(hidden_ND)
-        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        objective, loss = hidden_ND.new_zeros((), dtype=torch.float32), hidden_ND.new_zeros((), dtype=torch.float32)
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=wide)
+        objective, loss = hidden_ND.new_zeros((), dtype=wide), hidden_ND.new_zeros((), dtype=wide)
         weight = weight_VD[:vocabulary]
         for first in range(0, len(targets_N), rows):
             hidden, targets = hidden_ND[first : first + rows], targets_N[first : first + rows]
             kept = (targets != IGNORE)[:, None]
             picked = targets.clamp_min(0)[:, None]
-            logits = F.linear(hidden, weight).float() * scale
+            logits = F.linear(hidden, weight).to(wide) * scale
             bend: Tensor | float = 1.0
             if softcap:
                 bent = torch.tanh(logits / softcap)
@@ -172,7 +177,7 @@ class _FusedHeadLoss(torch.autograd.Function):
             grad.scatter_add_(1, picked, -torch.ones_like(partition))
             grad = (grad * bend * kept * scale).to(weight.dtype)
             hidden_grad_ND[first : first + rows] = grad @ weight
-            weight_grad_VD[:vocabulary] += (grad.T @ hidden.to(grad.dtype)).float()
+            weight_grad_VD[:vocabulary] += (grad.T @ hidden.to(grad.dtype)).to(wide)
         ctx.save_for_backward(hidden_grad_ND, weight_grad_VD.to(weight_VD.dtype))
         ctx.mark_non_differentiable(loss)
         return objective, loss

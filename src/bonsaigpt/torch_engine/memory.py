@@ -29,15 +29,31 @@ from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.optim import Optimizer, freeze
 from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.torch_engine.states import read_through
+from bonsaigpt.torch_engine.step import cuts
 from bonsaigpt.torch_engine.teacher import Teacher, teacher_config
 from bonsaigpt.torch_engine.workers import WorkerPool
 from bonsaigpt.trace import StepMemory
 
-__all__ = ["count_step"]
+__all__ = ["count_step", "step_memory"]
 
 _WEIGHTS, _OPTIMIZER = "weights", "optimizer state"
 _ACTIVATIONS, _LOGITS, _GRADIENTS = "activations", "logits and loss", "gradients"
 _EACH_WORKERS = (_ACTIVATIONS, _LOGITS, _GRADIENTS)
+
+
+def step_memory(config: RunConfig, placement: Placement, *, processes: int) -> StepMemory:
+    """The bytes that a step of a resolved configuration will hold in one of so many processes."""
+    train, workers = config.train, config.train.workers or 1
+    rows, batch = train.micro_batch or train.batch_size, math.ceil(train.batch_size / processes)
+    parts = cuts(batch, rows, workers)
+    return count_step(
+        config,
+        placement,
+        rows=max(last - first for first, last in parts),
+        passes=math.ceil(len(parts) / workers),
+        workers=min(workers, len(parts)),
+        shards=processes if train.parallel == "fsdp" else 1,
+    )
 
 
 def count_step(
