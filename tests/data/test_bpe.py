@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-from tokenizers import Tokenizer as HFTokenizer
+from vocabularies import MADE, SAMPLES, border_seeing, rules, trained, vocabulary
 
 from bonsaigpt.config import FileTokenizerConfig, Gpt2TokenizerConfig
 from bonsaigpt.data.tokenizers import (
@@ -28,63 +26,11 @@ from bonsaigpt.data.tokenizers import (
 )
 from bonsaigpt.data.tokenizers.presplit import LONGEST, PATTERNS, in_pieces, pattern_of, pre_tokenizer
 from bonsaigpt.data.tokenizers.ranks import ranks_of
-from bonsaigpt.data.tokenizers.vocabulary import byte_alphabet, read_vocabulary
+from bonsaigpt.data.tokenizers.vocabulary import read_vocabulary
 from bonsaigpt.errors import CheckpointError, DataError, TokenizerError
-from tests.data import texts
 
 GOLDENS = Path(__file__).parent / "goldens"
 MEGABYTE = 1_000_000
-MADE: dict[str, Callable[[int], str]] = {
-    "Czech": texts.czech,
-    "Chinese": texts.chinese,
-    "Python": texts.python,
-    "Unicode": texts.unicode,
-}
-SAMPLES = [
-    "",
-    "a",
-    "  spaces   and\n\n\nlines ",
-    "I'll we've DON'T 12345",
-    "x\n",
-    "\ny",
-    " \n y\r\n\r\n  ",
-    "é́世🌱\x00\x85\u3000",
-]
-
-
-@pytest.fixture(scope="module")
-def gpt2(shared_data: Path) -> BpeTokenizer:
-    """GPT-2's own."""
-    found = given_tokenizer(Gpt2TokenizerConfig(path=shared_data / "gpt2-bpe"))
-    assert isinstance(found, BpeTokenizer)
-    return found
-
-
-@pytest.fixture(scope="module")
-def theirs(shared_data: Path) -> tiktoken.Encoding:
-    """tiktoken's own `gpt2`, from the same files: what it does at first use, without the download."""
-    folder = shared_data / "gpt2-bpe"
-    return tiktoken.Encoding(
-        "gpt2",
-        explicit_n_vocab=50257,
-        pat_str=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
-        mergeable_ranks=data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json")),
-        special_tokens={"<|endoftext|>": 50256},
-    )
-
-
-def rules(tokenizer: BpeTokenizer | dict[str, Any]) -> Callable[[str], list[int]]:
-    """Encoding by `tokenizers`, the library whose file form it is."""
-    data = tokenizer if isinstance(tokenizer, dict) else json.loads(tokenizer.to_json())["tokenizer"]
-    library = HFTokenizer.from_str(json.dumps(data))
-    library.encode_special_tokens = True
-    return lambda text: library.encode(text, add_special_tokens=False).ids
-
-
-def trained(split: str = "gpt2", vocab_size: int = 1500, **more: Any) -> BpeTokenizer:
-    """On a little of every language."""
-    some = [make(60_000) for make in MADE.values()]
-    return BpeTokenizer.train(some, vocab_size, split=split, **more)
 
 
 # ------------------------------------------------------------------------------------------------ GPT-2's ids
@@ -184,131 +130,6 @@ def test_training_stops_reading_after_enough_bytes() -> None:
     assert enough.to_json() == BpeTokenizer.train(["zlatý " * 1000] * 9, 300).to_json()
 
 
-# ---------------------------------------------------------------- when merging by rank is not merging by rules
-
-
-def vocabulary(merges: list[tuple[str, str]], *, extra: tuple[str, ...] = (), **model: Any) -> dict[str, Any]:
-    """A tokenizer.json with these merges over ASCII letters."""
-    tokens = [*sorted(byte_alphabet()), *dict.fromkeys(a + b for a, b in merges), *extra]
-    return {
-        "version": "1.0",
-        "pre_tokenizer": pre_tokenizer("gpt2"),
-        "model": {
-            "type": "BPE",
-            "vocab": {t: i for i, t in enumerate(tokens)},
-            "merges": [list(m) for m in merges],
-            **model,
-        },
-    }
-
-
-def border_seeing(split: str) -> dict[str, Any]:
-    """Joins any two neighbours, so that the ids tell where the text was split."""
-    letters = ["a", "1", ",", "'", "s", "Ġ", "Ċ", "č"]
-    return vocabulary([(a, b) for a in letters for b in letters]) | {"pre_tokenizer": pre_tokenizer(split)}
-
-
-def by_rank(data: dict[str, Any], text: str) -> list[int]:
-    """What tiktoken would make of it if nobody looked."""
-    read = read_vocabulary(data, origin="")
-    ranks = {bytes([b]): b for b in range(256)}
-    for number, (left, right) in enumerate(read.merges):
-        ranks.setdefault(left + right, 256 + number)
-    for piece in read.pieces:
-        ranks.setdefault(piece, 10_000 + len(ranks))
-    encoding = tiktoken.Encoding("", pat_str=PATTERNS["gpt2"][1], mergeable_ranks=ranks, special_tokens={})
-    index = {piece: number for number, piece in enumerate(read.pieces)}
-    return [index[encoding.decode_single_token_bytes(i)] for i in encoding.encode_ordinary(text)]
-
-
-DIFFERENT = {
-    # "bc" comes first everywhere, so (ab, c) can never happen: rules leave a, bc; ranks take the piece at once.
-    "a rule that cannot happen": (vocabulary([("b", "c"), ("a", "b"), ("ab", "c")]), "abc"),
-    "a token that no rule makes": (vocabulary([("a", "b")], extra=("xyz",)), "xyz"),
-    "two rules for one token": (vocabulary([("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c")]), None),
-    "a rule before its parts": (vocabulary([("ab", "c"), ("a", "b")]), None),
-    "a token that only whole words are": (vocabulary([("a", "b")], extra=("xy",), ignore_merges=True), "xyab"),
-    "leftmost first": (vocabulary([("a", "a"), ("a", "aa")]), "aaa"),
-}
-
-
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_vocabularies_that_ranks_cannot_encode_are_seen(name: str) -> None:
-    data, text = DIFFERENT[name]
-    assert ranks_of(read_vocabulary(data, origin="")) is None
-    tokenizer, reference = BpeTokenizer(data), rules(data)
-    if text is not None:
-        assert by_rank(data, text) != reference(text)  # so the check is needed
-    for sample in ["abc", "aabbcc", "xyz", "xyzab", "aaaa", "abab cabc", *SAMPLES]:
-        assert tokenizer.encode(sample).tolist() == reference(sample)
-        assert tokenizer.decode(tokenizer.encode(sample)) == sample
-
-
-def test_any_rules_are_encoded_as_their_library_does() -> None:
-    """Random vocabularies of all sorts: whichever encoder is chosen, the ids are right; both are chosen often."""
-    chosen = {True: 0, False: 0}
-    for seed in range(150):
-        rng = random.Random(seed)
-        tokens, merges = list("abc"), []
-        for _ in range(rng.randrange(1, 12)):
-            pair = (rng.choice(tokens), rng.choice(tokens))
-            if (
-                len(pair[0] + pair[1]) < 8
-                and pair not in merges
-                and (rng.random() < 0.1 or "".join(pair) not in tokens)
-            ):
-                merges.append(pair)
-                tokens.append("".join(pair))
-        if rng.random() < 0.1:
-            rng.shuffle(merges)
-        data = vocabulary(merges)
-        if rng.random() < 0.5:  # ids in another order than the merges
-            names = list(data["model"]["vocab"])
-            rng.shuffle(names)
-            data["model"]["vocab"] = {name: number for number, name in enumerate(names)}
-        tokenizer, reference = BpeTokenizer(data), rules(data)
-        chosen[ranks_of(read_vocabulary(data, origin="")) is not None] += 1
-        for _ in range(40):
-            text = "".join(rng.choices("abc ", weights=[5, 4, 3, 1], k=rng.randrange(1, 25)))
-            assert tokenizer.encode(text).tolist() == reference(text), (seed, merges, text)
-    assert min(chosen.values()) >= 20, chosen
-
-
-def test_what_ranks_can_encode_is_seen_too(gpt2: BpeTokenizer) -> None:
-    for data in (json.loads(gpt2.to_json())["tokenizer"], vocabulary([("a", "a"), ("aa", "aa"), ("aaaa", "aa")])):
-        assert ranks_of(read_vocabulary(data, origin="")) is not None
-
-
-@pytest.mark.parametrize("split", list(PATTERNS))
-def test_both_spellings_of_a_pattern_split_alike(split: str) -> None:
-    data = border_seeing(split)
-    assert ranks_of(read_vocabulary(data, origin="")) is not None  # or both would be the library's
-    tokenizer, reference = BpeTokenizer(data), rules(data)
-    rng = random.Random(5)
-    for _ in range(3000):
-        text = "".join(rng.choices("a1,'s \n\r", k=rng.randrange(1, 12)))
-        assert tokenizer.encode(text).tolist() == reference(text), ascii(text)
-
-
-@pytest.mark.parametrize(
-    ("change", "sample"),
-    [
-        ({"normalizer": {"type": "Lowercase"}}, "ABC abc"),
-        ({"pre_tokenizer": pre_tokenizer("gpt2") | {"add_prefix_space": True}}, "ab"),
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Digits", "individual_digits": True}, pre_tokenizer("gpt2")]}}, "ab 123"),
-        ({"added_tokens": [{"id": 258, "content": "<think>", "single_word": False, "lstrip": False, "rstrip": False,
-                            "normalized": False, "special": False}]}, "a<think>b"),
-    ],
-    ids=["normaliser", "prefix space", "other split", "added token that is text"],
-)  # fmt: skip
-def test_what_ranks_do_not_know_goes_to_the_library(change: dict[str, Any], sample: str) -> None:
-    plain = vocabulary([("a", "b"), ("Ġ", "a")])
-    data = plain | change
-    assert BpeTokenizer(data).encode(sample).tolist() == rules(data)(sample)
-    assert BpeTokenizer(data).encode(sample).tolist() != BpeTokenizer(plain).encode(sample).tolist() or "123" in sample
-
-
 def test_truncation_and_padding_of_a_file_are_switched_off() -> None:
     data = vocabulary([("a", "b")], extra=("xyz",)) | {
         "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
@@ -396,7 +217,7 @@ def test_tokenizers_travel_between_processes(tokenizer: CharTokenizer | ByteToke
 
 
 def test_half_a_surrogate_pair_is_named() -> None:
-    for tokenizer in (trained(vocab_size=300), BpeTokenizer(DIFFERENT["leftmost first"][0])):
+    for tokenizer in (trained(vocab_size=300), BpeTokenizer(vocabulary([("a", "a"), ("a", "aa")]))):
         with pytest.raises(TokenizerError, match=r"'\\ud800'\) at position 3"):
             tokenizer.encode("abc\ud800")
 

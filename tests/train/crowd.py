@@ -15,8 +15,14 @@ from typing import Any
 
 from launcher import Call, start
 
-__all__ = ["LOOPBACK", "Crowd", "run_crowd"]
+from bonsaigpt.train.callbacks.jsonl import read_metrics
 
+__all__ = ["BAR", "DDP", "FSDP", "LOOPBACK", "Crowd", "errors", "gap", "run_crowd"]
+
+BAR = 1e-5
+"""How far losses of about 2.5 may part in 50 steps: the same float32 numbers are added in another order."""
+DDP = ("--train.parallel", "ddp")
+FSDP = ("--train.parallel", "fsdp")
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
@@ -82,3 +88,24 @@ class Crowd:
 def run_crowd(folder: Path, argv: list[str], size: int, **more: Any) -> list[int]:
     """A crowd from its beginning to its end: the exit codes."""
     return Crowd(folder, argv, size, **more).codes()
+
+
+def errors(folder: Path) -> str:
+    """What the processes in a folder have said on standard error."""
+    file = folder / "errors.txt"
+    return file.read_text() if file.exists() else ""
+
+
+def figures(run_folder: Path) -> dict[tuple[int, str], float]:
+    """Losses, learning rates and tokens by step and name."""
+    names = ("loss", "val_loss", "val_bits_per_byte", "lr", "tokens")
+    return {
+        (line["step"], n): line[n] for line in read_metrics(run_folder / "metrics.jsonl") for n in names if n in line
+    }
+
+
+def gap(run_folder: Path, yardstick: Path) -> float:
+    """The largest difference between two runs in anything that was written down; they must have written the same."""
+    found, expected = figures(run_folder), figures(yardstick)
+    assert found.keys() == expected.keys()
+    return max(abs(found[key] - expected[key]) for key in expected)

@@ -10,9 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,13 +25,9 @@ from bonsaigpt.train.callbacks.jsonl import read_metrics
 if os.name != "posix":
     pytest.skip("processes are forked and killed as POSIX does", allow_module_level=True)
 
-from crowd import LOOPBACK, Crowd, run_crowd
+from crowd import BAR, DDP, FSDP, Crowd, errors, gap, run_crowd
 from launcher import KILLED, run
 
-BAR = 1e-5
-STEPS = 50
-DDP = ("--train.parallel", "ddp")
-FSDP = ("--train.parallel", "fsdp")
 CUT = ("--train.micro_batch", "1")
 # All that a shard must get right beside AdamW: whole matrices for Muon, an average, grouped heads, a head of its own,
 # factors.
@@ -52,16 +45,6 @@ RICH = (
 
 
 @pytest.fixture(scope="module")
-def command(tiny_text: Path, tiny_flags: list[str]) -> list[str]:
-    """`bonsai train` for 50 steps of 5 rows, which no two processes can share evenly."""
-    return [
-        *("train", "zero-one", "--data.kind", "files", "--data.path", str(tiny_text), *tiny_flags),
-        *("--train.batch_size", "5", "--train.steps", str(STEPS), "--train.eval_interval", "10"),
-        *("--train.log_interval", "1", "--train.compile", "off", "--optim.schedule.kind", "constant"),
-    ]
-
-
-@pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> Path:
     """A folder with the runs of one process, and the prepared text."""
     folder = tmp_path_factory.mktemp("alone")
@@ -75,27 +58,6 @@ def folder(alone: Path, tmp_path: Path) -> Path:
     """An empty place to train in; the text is prepared."""
     shutil.copytree(alone / "corpora", tmp_path / "corpora")
     return tmp_path
-
-
-def errors(folder: Path) -> str:
-    """What the processes in a folder have said on standard error."""
-    file = folder / "errors.txt"
-    return file.read_text() if file.exists() else ""
-
-
-def figures(run_folder: Path) -> dict[tuple[int, str], float]:
-    """Losses, learning rates and tokens by step and name."""
-    names = ("loss", "val_loss", "val_bits_per_byte", "lr", "tokens")
-    return {
-        (line["step"], n): line[n] for line in read_metrics(run_folder / "metrics.jsonl") for n in names if n in line
-    }
-
-
-def gap(run_folder: Path, yardstick: Path) -> float:
-    """The largest difference between two runs in anything that was written down; they must have written the same."""
-    found, expected = figures(run_folder), figures(yardstick)
-    assert found.keys() == expected.keys()
-    return max(abs(found[key] - expected[key]) for key in expected)
 
 
 def distance(one: Checkpoint, other: Checkpoint) -> float:
@@ -367,87 +329,3 @@ os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2", 
 """
     assert run_crowd(folder, [*command, "--name", "crowd"], 2, patch=agents) == [2, 2]
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in errors(folder)
-
-
-# ------------------------------------------------------------------------------------------------ torchrun itself
-
-
-@pytest.fixture
-def torchrun(folder: Path):
-    """``torchrun(log, launch, argv)``: `torchrun LAUNCH -m bonsaigpt ARGV` on 127.0.0.1, in the background."""
-    agents: list[subprocess.Popen[str]] = []
-
-    def torchrun(log: str, launch: list[str], argv: list[str]) -> subprocess.Popen[str]:
-        with (folder / log).open("w") as file:
-            agent = subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "bonsaigpt", *argv],
-                cwd=folder,
-                env=os.environ | LOOPBACK | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        agents.append(agent)
-        return agent
-
-    yield torchrun
-    for agent in agents:
-        if agent.poll() is None:  # the test has failed; the agent ends its workers
-            agent.terminate()
-            agent.wait()
-
-
-def workers(agent: subprocess.Popen[str]) -> list[int]:
-    """Process numbers of the workers, in the order of their ranks."""
-    return [int(n) for n in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
-
-
-def wait_for_step(run_folder: Path, step: int) -> None:
-    until = time.monotonic() + 120
-    while not any(line["step"] >= step for line in read_metrics(run_folder / "metrics.jsonl")):
-        assert time.monotonic() < until, f"{run_folder} does not reach step {step}"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("parallel", [pytest.param(DDP, marks=pytest.mark.slow), FSDP], ids=["ddp", "fsdp"])
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are found in /proc")
-def test_torchrun_finishes_by_itself_after_kill_9(
-    parallel: tuple[str, ...], folder: Path, command: list[str], torchrun
-) -> None:
-    steps = ["--train.steps", "300", "--train.eval_interval", "50"]
-    assert run(folder, [*command, *steps, "--name", "one", "--train.workers", "1"]) == 0, errors(folder)
-    launch = ["--nproc-per-node", "2", "--max-restarts", "2", "--rdzv-backend", "c10d"]
-    launch += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-    agent = torchrun("torchrun.txt", launch, [*command, *steps, "--name", "crowd", *parallel])
-    wait_for_step(folder / "runs/crowd", 120)
-    os.kill(workers(agent)[1], signal.SIGKILL)
-    assert agent.wait(timeout=180) == 0, (folder / "torchrun.txt").read_text()
-    assert len(RunDirectory.open(folder / "runs/crowd").environment["resumed"]) == 1
-    assert gap(folder / "runs/crowd", folder / "runs/one") <= BAR
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are found in /proc")
-def test_torchrun_goes_on_with_fewer_machines(folder: Path, command: list[str], torchrun) -> None:
-    """Two agents stand for two machines; one is lost with its worker, and the other goes on alone."""
-    steps = ["--train.steps", "400", "--train.eval_interval", "50"]
-    assert run(folder, [*command, *steps, "--name", "one", "--train.workers", "1"]) == 0, errors(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    launch = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
-    launch += ["--rdzv-id", "job", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"]
-    launch += ["--rdzv-conf", "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=2"]
-    argv = [*command, *steps, "--name", "crowd", *FSDP, "--auto-resume"]
-    first = torchrun("first.txt", launch, argv)
-    time.sleep(3)  # whoever is first hosts the meeting
-    second = torchrun("second.txt", launch, argv)
-    wait_for_step(folder / "runs/crowd", 120)
-    assert len(list((folder / "runs/crowd/checkpoints").glob("step-*/model-2.safetensors"))) > 0
-    [worker] = workers(second)
-    os.kill(second.pid, signal.SIGKILL)
-    os.kill(worker, signal.SIGKILL)
-    second.wait()
-    assert first.wait(timeout=240) == 0, (folder / "first.txt").read_text()
-    assert gap(folder / "runs/crowd", folder / "runs/one") <= BAR
-    assert (RunDirectory.open(folder / "runs/crowd").find("last") / "model.safetensors").exists()  # of one process
