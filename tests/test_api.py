@@ -23,6 +23,7 @@ from bonsaigpt.cli import main
 from bonsaigpt.config import dump_toml
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, DataError, GenerateError, OutputError
 from bonsaigpt.sampling import Sampling
+from bonsaigpt.study.plan import parse_axis
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,6 +149,16 @@ def test_a_sweep_gives_its_points(tiny: dict[str, Any], workshop: Path, monkeypa
     assert points[1].difference.n == 2
 
 
+def test_a_sweep_takes_values_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("bonsaigpt.api.verbs.sweep_runs", lambda argv: (asked.append(argv), ([], 130))[1])
+    grid = {"optim.lr_scale": [{}, {"*.wte": 0.5, "*.wpe": 2}], "train.kv": [None, "window(4), int8"]}
+    with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
+        bonsai.sweep("my-text", grid)
+    axes = [parse_axis(word.removeprefix("--grid=")) for word in asked[0] if word.startswith("--grid=")]
+    assert [axis.values for axis in axes] == [("{}", '{"*.wte": 0.5, "*.wpe": 2}'), ("unset", "window(4), int8")]
+
+
 def test_errors_are_those_of_the_verbs(run: bonsai.Run, tiny: dict[str, Any], workshop: Path) -> None:
     def refused(kind: type[BonsaiError], words: str) -> Any:
         return pytest.raises(kind, match=words)
@@ -170,10 +181,22 @@ def test_errors_are_those_of_the_verbs(run: bonsai.Run, tiny: dict[str, Any], wo
 def test_ctrl_c_ends_the_script(run: bonsai.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for code, error in ((130, KeyboardInterrupt), (143, SystemExit)):
         monkeypatch.setattr("bonsaigpt.api.run.train_run", lambda words, code=code: (run.directory, code))
-        with pytest.raises(error):
+        with pytest.raises(error) as raised:
             bonsai.train("my-text")
+        assert ("bonsai.load('runs/a').resume() goes on" in str(raised.value)) == (code == 130)
     monkeypatch.setattr("bonsaigpt.api.run.train_run", lambda words: (run.directory, 0))
     assert bonsai.train("my-text").directory.path == run.directory.path
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_draws_nothing_on_any_stream(
+    quiet: bool, run: bonsai.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in (sys.stdout, sys.stderr):  # bars are for terminals
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    run.study_kv(["full, int8"], fast=True, quiet=quiet)
+    said = capsys.readouterr()
+    assert (not said.err) == (not said.out) == quiet
 
 
 def test_arguments_become_words() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bonsaigpt.config import RunConfig, validate
 from bonsaigpt.errors import ConfigError
-from bonsaigpt.study.plan import Axis, Plan, Point, grid, make_plan, parse_axis
+from bonsaigpt.study.plan import Axis, Plan, Point, axis_word, grid, make_plan, parse_axis
 
 
 def configure(more: Mapping[str, str]) -> RunConfig:
@@ -79,11 +79,22 @@ def test_folder_names_are_fit_and_stay_different() -> None:
         ("optim.lr=1,,2", "empty value"),
         ("optim.lr=1,2,1", "lists 1 twice"),
         ("seed=1,2", "--seeds"),
+        ("optim.lr_scale={},{a", "does not close"),
+        ("optim.lr_scale={},{a)", "does not close"),
+        ('train.kv="full,int8', "does not close"),
     ],
 )
 def test_a_grid_that_cannot_be(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_axis(text)
+
+
+def test_commas_within_brackets_and_quotes_part_no_values() -> None:
+    assert parse_axis('train.kv="window(4), int8", full').values == ("window(4), int8", "full")
+    assert parse_axis('optim.lr_scale={},{"a,b": 2}').values == ("{}", '{"a,b": 2}')
+    for text in ("1e-3", "[1, 2]", "window(4), int8", 'say "a"', 'a, "b', "(", '"x"', "a\\", " a "):
+        assert parse_axis(f"train.sample_prompt=0,{axis_word(text)}").values == ("0", text)
+    assert axis_word("window(4)") == "window(4)"
 
 
 def test_one_setting_on_two_axes() -> None:

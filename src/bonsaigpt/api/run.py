@@ -382,8 +382,8 @@ class Run:
         """The run that a verb makes of this one, opened as this one is."""
         with shown(quiet):
             made, code = verb([self.address, *words])
-        leave_if_stopped(code)
         assert made is not None  # only a dry run makes none
+        leave_if_stopped(code, _goes_on(made))
         return Run(made.path, corpora=self._corpora, **vars(self._placement))
 
 
@@ -395,5 +395,9 @@ def train_words(words: list[str], corpora: Path | str | None, quiet: bool) -> Ru
     """
     with shown(quiet):
         directory, code = train_run(words)
-    leave_if_stopped(code)
+    leave_if_stopped(code, _goes_on(directory))
     return Run(directory.path, corpora=corpora)
+
+
+def _goes_on(run: RunDirectory) -> str:
+    return f"the run is saved: bonsai.load({str(run.path)!r}).resume() goes on with it"

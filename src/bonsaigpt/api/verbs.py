@@ -14,6 +14,7 @@ from bonsaigpt.cli.prepare import prepare_corpora
 from bonsaigpt.cli.sweep import sweep_runs
 from bonsaigpt.data.shards import Corpus
 from bonsaigpt.report import write_comparison
+from bonsaigpt.study.plan import axis_word
 from bonsaigpt.study.results import Summary
 
 __all__ = ["compare", "load", "prepare", "sweep", "train"]
@@ -46,7 +47,7 @@ def train(
         ConfigError: a setting is misspelt or impossible.
         OutputError: there is a run of that name.
         DataError: the text is missing or too short.
-        KeyboardInterrupt: Ctrl-C; the run is saved, and ``auto_resume`` goes on with it.
+        KeyboardInterrupt: Ctrl-C; the run is saved, and ``auto_resume`` or its ``resume()`` goes on with it.
     """
     start = init.address if isinstance(init, Run) else init
     words = flags(name=name, init=start, auto_resume=auto_resume, runs=runs, corpora=corpora)
@@ -127,11 +128,11 @@ def sweep(
     Returns:
         The points, with means and intervals over seeds, in nats.
     """
-    axes = [f"--grid={axis}={','.join(map(word, values))}" for axis, values in (grid or {}).items()]
+    axes = [f"--grid={axis}={','.join(axis_word(word(v)) for v in values)}" for axis, values in (grid or {}).items()]
     words = flags(seeds=seeds, jobs=jobs, name=name, runs=runs, corpora=corpora)
     with shown(quiet):
         summaries, code = sweep_runs([str(recipe), *axes, *words, *setting_flags(settings)])
-    leave_if_stopped(code)
+    leave_if_stopped(code, "all is saved: the same call goes on")
     return summaries
 
 

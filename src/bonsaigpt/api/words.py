@@ -9,6 +9,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from bonsaigpt.progress import hushed
+
 __all__ = ["Settings", "commas", "flags", "leave_if_stopped", "setting_flags", "shown", "word"]
 
 Settings = Mapping[str, Any]
@@ -17,15 +19,24 @@ Settings = Mapping[str, Any]
 
 @contextmanager
 def shown(quiet: bool) -> Iterator[None]:
-    """What verbs print is seen, or not."""
+    """What verbs print is seen, or not: their words, and the bars and whispers that they leave to standard error. What
+    went wrong is always said."""
     with redirect_stdout(StringIO()) if quiet else nullcontext():
-        yield
+        before = hushed.set(quiet)
+        try:
+            yield
+        finally:
+            hushed.reset(before)
 
 
-def leave_if_stopped(code: int) -> None:
-    """A script must not go on with half a model because the training ended well after a signal."""
+def leave_if_stopped(code: int, words: str) -> None:
+    """A script must not go on with half a model because the training ended well after a signal.
+
+    Args:
+        words: what is left, and how to go on with it.
+    """
     if code == 130:
-        raise KeyboardInterrupt("the run is saved: auto_resume=True goes on with it")
+        raise KeyboardInterrupt(words)
     if code:
         raise SystemExit(code)
 

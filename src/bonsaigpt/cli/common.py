@@ -27,6 +27,7 @@ from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
 from bonsaigpt.interop import is_model_folder, is_torch_file, read_folder, read_torch_model, tokenizer_beside
+from bonsaigpt.progress import hushed, silent
 
 __all__ = [
     "Opened",
@@ -334,7 +335,8 @@ def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    unseen = hushed.get() or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=unseen) as progress:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int, note: str = "") -> None:
@@ -351,4 +353,6 @@ def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
 
 def whisper(console: Console) -> Callable[[str], None]:
     """What prints a line in passing: what is under way, and why."""
+    if hushed.get():
+        return silent
     return lambda line: console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)

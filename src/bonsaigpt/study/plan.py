@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from bonsaigpt.config import RunConfig, setting_names
 from bonsaigpt.errors import ConfigError, did_you_mean
 
-__all__ = ["Axis", "Plan", "PlannedRun", "Point", "Settings", "grid", "make_plan", "parse_axis"]
+__all__ = ["Axis", "Plan", "PlannedRun", "Point", "Settings", "axis_word", "grid", "make_plan", "parse_axis"]
 
 Settings = Mapping[str, str]
 """Dotted names of settings and what a user would type behind their flags."""
@@ -65,7 +66,8 @@ class Plan:
 
 
 def parse_axis(text: str) -> Axis:
-    """``optim.lr=1e-3,2e-3`` as the user types it.
+    """``optim.lr=1e-3,2e-3`` as the user types it. Commas within brackets or double quotes part no values:
+    ``optim.lr_scale={},{"*.wte":2,"*.wpe":2}``, ``train.kv=full,"window(32), int4"``.
 
     Raises:
         ConfigError: no such setting, a whole section, or no two different values.
@@ -80,12 +82,45 @@ def parse_axis(text: str) -> Axis:
         raise ConfigError(f"{setting} is a whole section: sweep one of its settings, e.g. {within[0]}")
     if setting == "seed":
         raise ConfigError("seeds are repetitions, not points of the grid: say how many with --seeds")
-    found = tuple(value.strip() for value in values.split(","))
+    found = _apart(values)
+    if found is None:
+        raise ConfigError(f"--grid {text} opens a bracket or a quote that it does not close")
     if "" in found:
         raise ConfigError(f"--grid {text} has an empty value: separate the values by single commas")
     if twice := [value for value, times in Counter(found).items() if times > 1]:
         raise ConfigError(f"--grid {text} lists {twice[0]} twice: leave one out")
     return Axis(setting, found)
+
+
+def axis_word(text: str) -> str:
+    """One value as a word that ``parse_axis`` reads as it is."""
+    return text if _apart(text) == (text,) else json.dumps(text, ensure_ascii=False)
+
+
+def _apart(values: str) -> tuple[str, ...] | None:
+    """Values between commas, those in double quotes as JSON has them; None: something is left open."""
+    found, start = [], 0
+    opened: list[str] = []
+    pairs = {"(": ")", "[": "]", "{": "}"}
+    marks = re.compile(r'"(?:[^"\\]|\\.)*"|["(\[{)\]},]')
+    for mark in marks.finditer(values):
+        if mark[0] == '"':
+            return None
+        if mark[0] in pairs:
+            opened.append(pairs[mark[0]])
+        elif mark[0] == ",":
+            if not opened:
+                found.append(values[start : mark.start()])
+                start = mark.end()
+        elif mark[0] in pairs.values() and (not opened or opened.pop() != mark[0]):
+            return None
+    if opened:
+        return None
+    try:
+        bare = [value.strip() for value in (*found, values[start:])]
+        return tuple(json.loads(v) if len(v) > 1 and v[0] == v[-1] == '"' else v for v in bare)
+    except ValueError:
+        return None
 
 
 def grid(axes: Sequence[Axis]) -> list[Point]:
