@@ -1,6 +1,6 @@
 """How few bits can the cache have, if the model is trained for it? Variants of one recipe with equal steps, each for
 several seeds: shared keys and values or fewer heads of them (and wider MLPs, so that parameters are equal), windows,
-latent and linear attention, and rows that are read through a cache policy in training.
+latent and linear attention, and rows that are read through a cache policy in training. The plain model teaches some.
 
 Every variant is read through its policies, next to the training-free policies of the plain model of the same seed, and
 paired, token by token, with the best uncompressed reading of that seed. Runs are kept under ``--cache`` and resumed;
@@ -9,6 +9,7 @@ what was measured is in a ledger.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,30 @@ from bonsaigpt.study.statistics import estimate
 _ALIKE = {"device": "cpu", "precision": "fp32", "compile": "off", "workers": 1, "attention_kernel": "sdpa"}
 _ALIKE |= {"tensorboard": False, "eval_interval": 500, "health": {"interval": 0}}
 _SHARED = {"attention": {"share_kv": 2}, "mlp": {"hidden": 576}}
-_ONE_HEAD = {"attention": {"share_kv": 2, "n_kv_head": 1}, "mlp": {"hidden": 608}}
-ARMS: dict[str, tuple[dict[str, Any], str]] = {
-    "plain": ({}, ""),
-    "shared, x=int4": (_SHARED, "window(16), x=int4(hadamard)"),
-    "shared, x=int3": (_SHARED, "window(20), x=int3(hadamard)"),
-    "shared, one head, int3": (_ONE_HEAD, "window(24), int3(hadamard)"),
-    "plain, x=int3": ({}, "window(12), x=int3(hadamard)"),
-    "windows SSSL": ({"attention": {"window": 16, "pattern": "SSSL"}}, ""),
-    "latent": ({"attention": {"kind": "latent", "latent": 32}}, ""),
-    "linear": ({"attention": {"kind": "linear"}}, ""),
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model, the policy that it is trained with, and whether the plain model of its seed is its teacher."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    kv: str = ""
+    taught: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    "plain": Arm(),
+    "plain, taught": Arm(taught=True),
+    "shared, x=int4": Arm(_SHARED, "window(21), x=int4(hadamard)"),
+    "shared, x=int4, taught": Arm(_SHARED, "window(21), x=int4(hadamard)", taught=True),
+    "shared, x=int3": Arm(_SHARED, "window(26), x=int3(hadamard)"),
+    "shared, x=int3, taught": Arm(_SHARED, "window(26), x=int3(hadamard)", taught=True),
+    "plain, x=int3, taught": Arm({}, "window(11), x=int3(hadamard)", taught=True),
+    "windows SSSL": Arm({"attention": {"window": 16, "pattern": "SSSL"}}),
+    "latent": Arm({"attention": {"kind": "latent", "latent": 32}}),
+    "linear": Arm({"attention": {"kind": "linear"}}),
 }
-"""What the model is, and the policy that it is trained with."""
+"""What is taught costs a pass of its teacher besides; "plain, taught" says what teaching alone brings."""
 # Of the plain model, without training: references of 1x, and the best of the study at 16x.
 FREE = [
     "window(64), bf16",
@@ -75,15 +88,15 @@ def main() -> None:
     finish({"benchmark": "kv_variants", "steps": arguments.steps, "seeds": arguments.seeds, "points": found})
 
 
-def _run(arguments: Any, name: str, arm: tuple[dict[str, Any], str], seed: int) -> Run:
+def _run(arguments: Any, name: str, arm: Arm, seed: int) -> Run:
     """A trained run, resumed where it stopped."""
-    model, kv = arm
+    teacher = {"distill": {"kind": "logits", "teacher": str(arguments.cache / "runs" / f"plain-{seed}")}}
     settings = {
         "seed": seed,
         "data": {"path": str(arguments.text)},
-        "model": model,
-        "optim": {"matrices": {"precision": "fp32"}},
-        "train": _ALIKE | {"steps": arguments.steps, "threads": arguments.threads, "kv": kv},
+        "model": arm.model,
+        "optim": {"matrices": {"precision": "fp32"}} | (teacher if arm.taught else {}),
+        "train": _ALIKE | {"steps": arguments.steps, "threads": arguments.threads, "kv": arm.kv},
     }
     label = "".join(c if c.isalnum() else "-" for c in name)
     return bonsai.train(
@@ -101,7 +114,8 @@ def _measured(
     arguments: Any, engine: Engine, ledger: Ledger, chosen: dict[str, Any], runs: dict[str, Run], seed: int
 ) -> dict[str, list[dict[str, float]]]:
     """Of one seed, by model and policy."""
-    settings = {"arms": chosen, "seed": seed, "steps": arguments.steps, "rows": arguments.rows, "free": FREE}
+    arms = {name: asdict(arm) for name, arm in chosen.items()}
+    settings = {"arms": arms, "seed": seed, "steps": arguments.steps, "rows": arguments.rows, "free": FREE}
     if (kept := ledger.find(settings)) is not None:
         return kept
     subjects = {name: _subject(engine, name, run) for name, run in runs.items()}

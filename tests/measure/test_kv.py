@@ -34,6 +34,15 @@ def test_losses_of_an_exact_cache_are_the_models(chunk: int) -> None:
     assert read.bits == 32 / 16 * plain_bits(CONFIG, last) + plain_bits(CONFIG, 24 - last)
 
 
+def test_tokens_under_way_count_as_what_is_held_of_them() -> None:
+    """Of a token on its way neither more nor less than of one that is held: its input, or its keys and values."""
+    model, streams = model_of("modern", attention={"n_kv_head": 4}), cut(IDS, 2, 24)
+    D = model.config.n_embd
+    for words, numbers in [("full, x=exact", D), ("full", 2 * D), ("full; layers 1: full, x=exact", 5 / 3 * D)]:
+        read = reading(ENGINE, model, model.config, read_policy(words), streams)
+        assert read.bits == model.config.n_layer * numbers * (23 * 32 + 16)
+
+
 def test_a_lossy_cache_is_seen_unless_all_is_read_at_once() -> None:
     """The published mistake: in one pass every query sees exact keys, and two bits cost nothing."""
     streams = cut(IDS, 6, 24)

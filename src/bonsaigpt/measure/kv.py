@@ -2,7 +2,8 @@
 
 A full pass with the cache coded afterwards would measure nothing: every query would still see exact keys and values.
 Here the tokens of a chunk see each other exactly, and all that came before as the cache gives it back; with chunks of
-one token that is decoding. The tokens of the chunk are counted at 16 bits besides what is held.
+one token that is decoding. The tokens of the chunk are counted besides what is held, as what is held of a token, at 16
+bits a number: keys and values, or the input of the attention.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bonsaigpt.config import KVConfig, ModelConfig
+from bonsaigpt.config import KVConfig, LayerInput, ModelConfig
 from bonsaigpt.data.batches import IGNORE, BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.errors import DataError
@@ -114,16 +115,18 @@ def score_policy(
     )
 
 
-def numbers_per_token(config: ModelConfig) -> int:
-    """Keys and values that a model has of one token: of each layer that makes its own."""
+def numbers_per_token(config: ModelConfig, kv: KVConfig | None = None) -> int:
+    """What a cache takes in of one token, of each layer that makes keys and values of its own: these, or under a policy
+    that holds the input of the attention (``x=``) that input."""
     heads, key, value = config.kv_widths
-    return len(config.kv_layers) * heads * (key + value)
+    held = [kv.of(layer).hold if kv else None for layer in config.kv_layers]
+    return sum(config.n_embd if isinstance(one, LayerInput) else heads * (key + value) for one in held)
 
 
-def plain_bits(config: ModelConfig, tokens: int) -> int:
-    """Bits of keys and values of so many tokens in 16 bits each, or of linear attention's state: what everything is
-    compared with."""
-    return 16 * tokens * numbers_per_token(config) + state_bits(config, bits=16)
+def plain_bits(config: ModelConfig, tokens: int, kv: KVConfig | None = None) -> int:
+    """Bits of so many tokens of which nothing is coded, at 16 bits a number, or of linear attention's state. Without a
+    policy what everything is compared with."""
+    return 16 * tokens * numbers_per_token(config, kv) + state_bits(config, bits=16)
 
 
 def contiguous(source: BatchSource) -> np.ndarray:
@@ -191,7 +194,7 @@ def reading(
     bits = 0.0
     for start in range(0, T, chunk):
         part = slice(start, min(start + chunk, T))
-        bits = reader.bits() / R + plain_bits(config, part.stop - part.start)
+        bits = reader.bits() / R + plain_bits(config, part.stop - part.start, kv)
         logits = reader.read(tokens[:, part])
         reference = None if reference_RTV is None else reference_RTV[:, part]
         found.append(_scores(logits, targets[:, part], reference, keep_logits))
