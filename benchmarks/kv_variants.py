@@ -55,7 +55,8 @@ ARMS: dict[str, Arm] = {
 # Of the plain model, without training: references of 1x, and the best of the study at 16x.
 FREE = [
     "window(64), bf16",
-    "window(23), x=int4(hadamard)",
+    "window(27), x=int4(hadamard)",
+    "window(33), x=int3(hadamard)",
     "window(14), x=int4(hadamard)",
     "window(16), int4(hadamard)",
 ]
