@@ -103,7 +103,7 @@ def test_what_changed_is_told_once(tmp_path: Path) -> None:
     (run / "health.jsonl").write_text('{"step": 1}\n')
     assert told(follower.look(), "changed") == [{"kind": "changed", "name": "a", "what": "health"}]
     (run / "studies").mkdir()
-    (run / "studies" / "kv.csv").write_text("policy,bits,solved,lost\n")  # of a task: not drawn
+    (run / "studies" / "kv.csv").write_text("policy,bits,solved,lost\n")  # of a kind that is unknown: not drawn
     assert not told(follower.look(), "studies")
     (run / "studies" / "kv.csv").write_text("policy,bits_per_token,added,low,high,frontier,command\n")
     messages = follower.look()

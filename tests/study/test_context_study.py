@@ -16,6 +16,7 @@ from bonsaigpt.measure.kv import cut
 from bonsaigpt.study.context import ContextPoint, Reach, Way, edges, ways
 from bonsaigpt.study.context_page import ContextRun, ContextStudy, context_table, write_context
 from bonsaigpt.torch_engine.model import weights
+from bonsaigpt.watch.studies import read_study
 from tests.torch_engine.decoders import logits_of, model_of
 from tests.torch_engine.variants import VARIANTS, variant
 
@@ -177,6 +178,16 @@ def test_the_page_the_tables_and_their_commands(study: ContextStudy, tmp_path: P
         if (row["way"], row["length"]) == ("ntk", "32")
     ]
     assert [int(row["from"]) for row in curve] == edges(32, 8)[:-1]
+    best = {(row["length"], row["way"], row["steps"]) for row in rows if row["frontier"] == "1"}
+    assert len(best) == len({length for length, _, _ in best}) == len(study.lengths)
+    (tmp_path / "studies").mkdir()
+    figures.rename(tmp_path / "studies" / "context.csv")
+    drawn = read_study(tmp_path, "context")  # by `bonsai watch`
+    assert drawn is not None
+    found = {(p["name"], p["x"]): p for p in drawn["points"]}
+    assert found["ntk, after 30 steps", 16.0]["command"] == trained["command"]
+    assert found["raw", 32.0]["command"] == ""
+    assert found["ntk", 32.0]["front"]
     header, table = context_table(study)
     assert header[2:6] == ["4", "8", "16", "32"]
     assert table[0][:6] == ["as it is", "0", "2.1000", "2.0000", "2.0050", "2.3000"]

@@ -15,6 +15,7 @@ from bonsaigpt.config import derive
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.measure.kv_answers import KVAnswers
 from bonsaigpt.study.kv_answers import KVAnswersStudy, answers_table, chance, write_answers
+from bonsaigpt.watch.studies import read_study, studies_of
 
 
 def answers(bits: float, exact: float, margin: float = 0.001) -> KVAnswers:
@@ -39,6 +40,7 @@ def test_the_fewest_bits_without_loss_are_named(tmp_path: Path) -> None:
     assert image.read_bytes().startswith(b"\x89PNG")
     assert "<script" not in page.read_text(encoding="utf-8")
     lines = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert [line["frontier"] for line in lines] == ["1", "0", "1", "0"]
     assert shlex.split(lines[3]["command"]) == ["bonsai", "eval", "runs/a task", "--kv", "window(4)"]
     nothing = KVAnswersStudy(label="x", chance=0.25, policies=["sign"], answers=[answers(10.0, 0.5)])
     assert "times fewer" not in nothing.verdict
@@ -59,6 +61,12 @@ def test_a_task_s_run_is_studied_by_its_answers(
     told = capsys.readouterr().out
     assert "40 problems" in told
     assert (tmp_path / "lookup" / "studies" / "kv.csv").read_text().count("\n") == 3
+    drawn = read_study(tmp_path / "lookup", "kv-answers")  # by `bonsai watch`
+    assert drawn is not None
+    assert [point["name"] for point in drawn["points"]] == ["full, int4, chunk=1", "window(4), bf16, chunk=1"]
+    assert drawn["y_unit"] == "of the problems"
+    assert read_study(tmp_path / "lookup", "kv") is None
+    assert [study["study"] for study in studies_of(tmp_path / "lookup")] == ["kv-answers"]
     source = open_source(derive(recipes.load("recall"), data=size, model={"block_size": 13}), tmp_path / "corpora")
     assert 1 / 4 <= chance(source) < 0.5  # four values, alike but for the draw
     assert main(["study", "kv", "lookup", "--max-loss", "0.1", *places]) == 2

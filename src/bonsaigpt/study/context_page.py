@@ -210,13 +210,16 @@ def _command(study: ContextStudy, run: ContextRun, p: ContextPoint) -> str:
 
 def _csv(study: ContextStudy) -> str:
     figures = "length,steps,loss,added,low,high,behind,behind_low,behind_high"
-    rows: list[list[Any]] = [["run", "block", "way", *figures.split(","), "command"]]
+    rows: list[list[Any]] = [["run", "block", "way", *figures.split(","), "frontier", "command"]]
+    best: dict[int, ContextPoint] = {}  # of each length; of equal ones that with the fewest steps
+    for p in sorted((p for run in study.runs for p in run.points), key=lambda p: (p.added, p.steps)):
+        best.setdefault(p.length, p)
     for run in study.runs:
         for p in _all(run):
             numbers = [f"{x:.6g}" for x in (p.loss, p.added, p.low, p.high, *(p.behind or ()))]
             numbers += [""] * (7 - len(numbers))
             command = "" if p is run.raw else _command(study, run, p)
-            rows.append([run.run, run.block, p.way, p.length, p.steps, *numbers, command])
+            rows.append([run.run, run.block, p.way, p.length, p.steps, *numbers, int(p is best.get(p.length)), command])
     return _written(rows)
 
 

@@ -142,10 +142,11 @@ def _commands(study: KVAnswersStudy) -> list[str]:
 def _csv(study: KVAnswersStudy) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["policy", "bits", "times_fewer", "solved", "lost", "margin", "right", "chance", "command"])
-    for policy, a, command in zip(study.policies, study.answers, _commands(study), strict=True):
+    figures = "bits,times_fewer,solved,lost,margin,right,chance"
+    writer.writerow(["policy", *figures.split(","), "frontier", "command"])
+    for policy, a, best, command in zip(study.policies, study.answers, _front(study), _commands(study), strict=True):
         row = [a.bits, a.factor, a.exact, a.exact_lost, a.margin, a.right, study.chance]
-        writer.writerow([policy, *(f"{f:.6g}" for f in row), command])
+        writer.writerow([policy, *(f"{f:.6g}" for f in row), int(best), command])
     return out.getvalue()
 
 

@@ -380,7 +380,7 @@ async function plots() {
   $("plots").replaceChildren(...made);
 }
 
-function plot(key, study, { title, x_label, y_label, points }) {
+function plot(key, study, { title, x_label, y_label, y_unit, points }) {
   const box = document.createElement("div");
   box.dataset.key = key;
   const heading = Object.assign(document.createElement("h3"), { textContent: `${study.name}: ${title}; ${y_label}` });
@@ -402,7 +402,7 @@ function plot(key, study, { title, x_label, y_label, points }) {
   element("path", { d: path(front.map((p) => [p.x, squash(p.y)]), { px, py }), fill: "none", stroke: "var(--soft)" }, svg);
   const marks = points.map((p) => {
     const colour = `var(--c${groups.indexOf(p.group) % 8})`, at = { cx: px(p.x), cy: py(squash(p.y)) };
-    const mark = element("g", { class: "point", role: "button", tabindex: -1, opacity: p.front ? 1 : 0.45, "aria-label": `${p.name}: ${word(p.x)} ${x_label}, ${few(p.y)} nats` }, svg);
+    const mark = element("g", { class: "point", role: "button", tabindex: -1, opacity: p.front ? 1 : 0.45, "aria-label": `${p.name}: ${word(p.x)} ${x_label}, ${few(p.y)} ${y_unit}` }, svg);
     if (p.interval) element("line", { x1: at.cx, x2: at.cx, y1: py(squash(p.interval[0])), y2: py(squash(p.interval[1])), stroke: colour }, mark);
     element("circle", { ...at, r: 5, fill: colour }, mark);
     element("circle", { ...at, r: 12, fill: "transparent" }, mark);
@@ -420,11 +420,11 @@ function plot(key, study, { title, x_label, y_label, points }) {
     marks.forEach((mark, j) => mark.children[mark.children.length - 2].setAttribute("stroke", i === j ? "var(--ink)" : "none"));
     const words = document.createElement("p"), command = document.createElement("pre"), copy = document.createElement("button");
     const p = points[i], between = p.interval ? ` (${few(p.interval[0])} to ${few(p.interval[1])})` : "";
-    words.textContent = `${p.name}: ${many(p.x)} ${x_label}, ${p.y >= 0 ? "+" : ""}${few(p.y)} nats${between}`;
+    words.textContent = `${p.name}: ${many(p.x)} ${x_label}, ${p.y >= 0 ? "+" : ""}${few(p.y)} ${y_unit}${between}`;
     command.textContent = p.command;
     Object.assign(copy, { type: "button", className: "copy", textContent: "Copy" });
     copy.onclick = async () => { await navigator.clipboard?.writeText(p.command); copy.textContent = "Copied"; };
-    said.replaceChildren(words, command, copy);
+    said.replaceChildren(words, ...(p.command ? [command, copy] : []));
     if (focus) marks[i].focus();
   };
   marks.forEach((mark, i) => {

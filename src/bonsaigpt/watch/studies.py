@@ -20,35 +20,63 @@ class _Kind:
     """How to read the table of a kind of study; the lower and the further left, the better."""
 
     title: str
+    file: str
     columns: frozenset[str]
-    """That a table of this kind has; that of a task's answers through caches, another kv.csv, has others."""
+    """That a table of this kind has, and no other of the same file."""
     x: str
     y: str
     x_label: str
+    y_label: str = "added loss, nats a token"
+    y_unit: str = "nats"
+    model: str = "model"
+    """The column that names the model, where a table has several."""
     name: Callable[[Row], str]
     group: Callable[[Row], str]
     interval: Callable[[Row], tuple[float, float] | None]
 
 
-def _margin(row: Row) -> tuple[float, float] | None:
+def _margin(row: Row, y: str = "added") -> tuple[float, float] | None:
     if not row["margin"]:
         return None
-    return float(row["added"]) - float(row["margin"]), float(row["added"]) + float(row["margin"])
+    return float(row[y]) - float(row["margin"]), float(row[y]) + float(row["margin"])
+
+
+def _ends(row: Row) -> tuple[float, float] | None:
+    return (float(row["low"]), float(row["high"])) if row["low"] else None
+
+
+def _family(row: Row) -> str:
+    return row["policy"].partition("(")[0]
 
 
 _KINDS = {
     "kv": _Kind(
         title="the cache",
+        file="kv",
         columns=frozenset({"policy", "bits_per_token", "added", "low", "high", "frontier", "command"}),
         x="bits_per_token",
         y="added",
         x_label="bits held a token of the training context",
         name=lambda row: row["policy"],
-        group=lambda row: row["policy"].partition("(")[0],
-        interval=lambda row: (float(row["low"]), float(row["high"])),
+        group=_family,
+        interval=_ends,
+    ),
+    "kv-answers": _Kind(
+        title="the cache and the answers",
+        file="kv",
+        columns=frozenset({"policy", "bits", "lost", "margin", "frontier", "command"}),
+        x="bits",
+        y="lost",
+        x_label="bits held at the last token",
+        y_label="problems that are no longer solved, as a share",
+        y_unit="of the problems",
+        name=lambda row: row["policy"],
+        group=_family,
+        interval=lambda row: _margin(row, "lost"),
     ),
     "compress": _Kind(
         title="compression",
+        file="compress",
         columns=frozenset(
             {"structure", "share", "heal", "stored", "added", "margin", "frontier", "becomes", "command"}
         ),
@@ -63,6 +91,18 @@ _KINDS = {
         group=lambda row: row["structure"],
         interval=_margin,
     ),
+    "context": _Kind(
+        title="the context",
+        file="context",
+        columns=frozenset({"run", "way", "length", "steps", "added", "low", "high", "frontier", "command"}),
+        x="length",
+        y="added",
+        x_label="tokens of the window",
+        model="run",
+        name=lambda row: f"{row['way']}, after {row['steps']} steps" if row["steps"] != "0" else row["way"],
+        group=lambda row: row["way"],
+        interval=_ends,
+    ),
 }
 
 
@@ -71,7 +111,7 @@ def studies_of(run: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for kind, how in _KINDS.items():
         try:
-            with (run / "studies" / f"{kind}.csv").open(encoding="utf-8", newline="") as file:
+            with (run / "studies" / f"{how.file}.csv").open(encoding="utf-8", newline="") as file:
                 stamp = os.fstat(file.fileno()).st_mtime_ns
                 columns = next(csv.reader(file), [])
         except (OSError, ValueError, csv.Error):
@@ -89,9 +129,9 @@ def read_study(run: Path, kind: str) -> dict[str, Any] | None:
     how = _KINDS[kind]
     points: list[dict[str, Any]] = []
     try:
-        with (run / "studies" / f"{kind}.csv").open(encoding="utf-8", newline="") as file:
+        with (run / "studies" / f"{how.file}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        several = len({row.get("model") for row in rows}) > 1
+        several = len({row.get(how.model) for row in rows}) > 1
         for row in rows:
             x, y = float(row[how.x]), float(row[how.y] or 0)
             if not (math.isfinite(x) and math.isfinite(y)):
@@ -102,11 +142,12 @@ def read_study(run: Path, kind: str) -> dict[str, Any] | None:
                     "y": y,
                     "interval": how.interval(row),
                     "front": row["frontier"] == "1",
-                    "name": f"{row['model']}: {how.name(row)}" if several else how.name(row),
+                    "name": f"{row[how.model]}: {how.name(row)}" if several else how.name(row),
                     "group": how.group(row),
                     "command": row["command"],
                 }
             )
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
-    return {"title": how.title, "x_label": how.x_label, "y_label": "added loss, nats a token", "points": points}
+    labels = {"title": how.title, "x_label": how.x_label, "y_label": how.y_label, "y_unit": how.y_unit}
+    return labels | {"points": points}
