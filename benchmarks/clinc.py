@@ -13,11 +13,12 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from common import Ledger, finish, guarded, machine, parser, positive, show
@@ -35,7 +36,7 @@ _PER_CLASS = 100
 
 WIKI = """extends = "shakespeare-char-best"
 [model]
-n_layer = 4
+n_layer = 2
 n_head = 5
 n_embd = 160
 block_size = 128
@@ -50,75 +51,85 @@ val_fraction = 0.05
 [data.tokenizer]
 kind = "file"
 path = "tokenizer.json"
-[optim]
-lr = 3e-3
+[optim.matrices]
+lr = 0.02
 [train]
 batch_size = 16
-eval_interval = 100
+eval_interval = 300
+sample_tokens = 0
 device = "cpu"
-compile = "off"
+tensorboard = false
 [train.health]
 interval = 0
 """
 
 
 def main() -> None:
-    """Run what the ledger lacks, and print."""
+    """Run what the ledger lacks, the most telling first, and print."""
     arguments = _arguments()
     print(f"{machine(arguments.threads)}\n")
     torch.set_num_threads(arguments.threads)
-    work = Work(arguments.work, arguments.threads)
-    work.prepare(arguments.clinc, arguments.wikitext, _sizes(arguments.sizes))
+    sizes = sorted((int(part) for part in arguments.sizes.split(",")), reverse=True)
+    seeds = [int(part) for part in arguments.seeds.split(",")]
+    work = Work(arguments.work, arguments)
+    work.prepare(arguments.clinc, arguments.wikitext, sizes)
     ledger = Ledger(work.folder / "ledger.jsonl")
-
-    def once(name: str, settings: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        found = ledger.find([name, settings])
-        if found is None:
-            found = measure()
-            ledger.add(name, [name, settings], found)
-        return found
-
-    steps = arguments.wiki_steps
-    figures: dict[str, Any] = {"benchmark": "clinc", "wiki_steps": steps, "seed": arguments.seed, "arms": {}}
-    rows: list[tuple[str, ...]] = []
-    for size in _sizes(arguments.sizes):
-        epochs = arguments.epochs if size == _PER_CLASS else arguments.epochs * 2
-        for arm in arguments.arms:
-            settings = [size, epochs, steps, arguments.seed]
-            found = once(arm, settings, lambda a=arm, s=size, e=epochs: _measure(work, a, s, e, arguments))
-            figures["arms"][f"{arm} {size}"] = found
-            rows.append(
-                (
-                    arm,
-                    f"{size}",
-                    f"{found['accuracy']:.2%}",
-                    f"{found['oos_recall']:.1%}",
-                    f"{found['trained']:,}",
-                    f"{found['seconds']:,.0f}",
-                )
-            )
-            print(*rows[-1], flush=True)
-    show("CLINC150", ["arm", "a class", "in-scope accuracy", "oos recall", "trained values", "seconds"], rows)
-    finish(figures)
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for seed in seeds:
+        for size in sizes:
+            for arm in arguments.arms:
+                if (arm == "bag of words" and seed != seeds[0]) or (arm == "lora" and size != sizes[0]):
+                    continue  # it draws nothing; adapters are compared where there is most to learn
+                settings = [arm, size, seed, arguments.wiki_steps, arguments.epochs, arguments.rank]
+                one = ledger.find(settings)
+                if one is None:
+                    one = bag_of_words(work, size) if arm == "bag of words" else work.measure(arm, size, seed)
+                    ledger.add(f"{arm} {size} {seed}", settings, one)
+                found.setdefault((arm, size), []).append(one)
+                print(arm, size, seed, f"{one['accuracy']:.2%}", f"{one['oos_recall']:.1%}", flush=True)
+    rows = [(arm, size, *_cells(several)) for (arm, size), several in found.items()]
+    columns = ["arm", "a class", "seeds", "in-scope accuracy", "oos recall", "trained values", "CPU seconds"]
+    show("CLINC150", columns, rows)
+    if arguments.plot is not None:
+        draw(found, arguments.plot)
+    finish({"benchmark": "clinc", "arms": {f"{arm} {size}": several for (arm, size), several in found.items()}})
 
 
-def _measure(work: Work, arm: str, size: int, epochs: float, arguments: Any) -> dict[str, Any]:
-    if arm == "bag of words":
-        return bag_of_words(work, size)
-    name = f"{arm}-{size}-{arguments.seed}"
-    if arm != "random":
-        work.pretrain(arguments.wiki_steps, arguments.seed)
-    work.tune(name, arm, size, epochs, arguments)
-    return work.score(name)
+def _cells(several: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Means over seeds; behind them what the seeds scatter by, or of one seed the error over queries."""
+    accuracy, recall = ([one[name] for one in several] for name in ("accuracy", "oos_recall"))
+    spread = float(np.std(accuracy, ddof=1)) if len(several) > 1 else several[0]["error"]
+    seconds = np.mean([one["seconds"] for one in several])
+    means = f"{np.mean(accuracy):.2%} ± {spread:.2%}", f"{np.mean(recall):.1%}"
+    return str(len(several)), *means, f"{several[0]['trained']:,}", f"{seconds:,.0f}"
+
+
+def draw(found: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
+    """Accuracy over the size of the training set."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for arm in dict.fromkeys(arm for arm, _ in found):
+        points = sorted(
+            (size, [one["accuracy"] for one in several]) for (a, size), several in found.items() if a == arm
+        )
+        sizes, means = [size for size, _ in points], [100 * float(np.mean(values)) for _, values in points]
+        axes.plot(sizes, means, "o-", label=arm)
+        for size, values in points:
+            axes.plot([size] * len(values), [100 * v for v in values], "k.", markersize=3)
+    axes.set(xscale="log", xlabel="examples of each intent", ylabel="in-scope accuracy, %", title="CLINC150")
+    axes.set_xticks(sizes := sorted({size for _, size in found}), [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+    plt.close(figure)
 
 
 class Work:
     """A folder with data, tokenizer and runs."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder: Path, arguments: Any) -> None:
+        self.folder, self.runs, self.arguments = folder, folder / "runs", arguments
         folder.mkdir(parents=True, exist_ok=True)
-        self.runs = folder / "runs"
 
     def prepare(self, clinc: Path, wikitext: Path, sizes: Iterable[int]) -> None:
         """Text in lower case, as the queries are; the queries as JSON lines; a tokenizer of both."""
@@ -150,41 +161,50 @@ class Work:
         lines = (json.dumps({"text": text, "intent": intent}) + "\n" for text, intent in rows)
         (self.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    def pretrain(self, steps: int, seed: int) -> None:
-        """On Wikipedia's text, unless it is done."""
-        if (self.runs / "wiki").exists():
-            return self._go_on("wiki")
-        recipe = self.folder / "wiki.toml"
-        recipe.write_text(WIKI, encoding="utf-8")
-        paths = ["--data.path", self.folder / "wiki.jsonl", "--data.tokenizer.path", self.folder / "tokenizer.json"]
-        run(["train", recipe, *paths, "--train.steps", steps, "--seed", seed, *self._common()])
-        return None
+    def measure(self, arm: str, size: int, seed: int) -> dict[str, Any]:
+        """One arm's figures."""
+        name = f"{arm}-{size}-{seed}"
+        self.tune(name, arm, size, self._random(seed) if arm == "random" else self._pretrained(seed))
+        return self.score(name, size)
 
-    def tune(self, name: str, arm: str, size: int, epochs: float, arguments: Any) -> None:
-        """A run on so many examples a class, from trained or from random weights."""
+    def _pretrained(self, seed: int) -> Path:
+        """A model that has read Wikipedia's text."""
+        return self._train(f"wiki-{seed}", ["--train.steps", self.arguments.wiki_steps, "--seed", seed])
+
+    def _random(self, seed: int) -> Path:
+        """A model of the same configuration that has learned nothing: one step at no rate to speak of. The rates of its
+        tuning are those of the other one's."""
+        nothing = ["--train.steps", 1, "--optim.schedule.warmup", 1_000_000_000]
+        return self._train(f"untrained-{seed}", [*nothing, "--seed", seed])
+
+    def _train(self, name: str, flags: list[Any]) -> Path:
         if (self.runs / name).exists():
-            return self._go_on(name)
-        flags = ["--val", self.folder / "val.jsonl", "--template", TEMPLATE, "--label-tokens", "--epochs", epochs]
-        flags += ["--dropout", 0.1, "--train.threads", self.threads, "--train.precision", arguments.precision]
-        if arm == "lora":
-            flags += ["--adapter", "lora", "--rank", arguments.rank, "--optim.lr", arguments.lora_rate]
+            self._go_on(name)
         else:
-            flags += ["--optim.lr", 2e-3, "--optim.matrices.lr", 0.01]
-        if arm == "random":
-            self._random(arguments)
-        parent = self.runs / ("untrained" if arm == "random" else "wiki")
-        common = ["--name", name, *self._common()]
-        run(["finetune", parent, "--data", self.folder / f"train-{size}.jsonl", *flags, *common])
-        return None
-
-    def _random(self, arguments: Any) -> None:
-        """A model of the same configuration that has learned nothing: one step at no rate to speak of."""
-        if not (self.runs / "untrained").exists():
             recipe = self.folder / "wiki.toml"
             recipe.write_text(WIKI, encoding="utf-8")
             paths = ["--data.path", self.folder / "wiki.jsonl", "--data.tokenizer.path", self.folder / "tokenizer.json"]
-            nothing = ["--train.steps", 1, "--optim.lr", 1e-12, "--optim.matrices.lr", 1e-12]
-            run(["train", recipe, *paths, *nothing, "--name", "untrained", "--seed", arguments.seed, *self._common()])
+            run(["train", recipe, *paths, *flags, "--name", name, *self._computing(), *self._common()])
+        return self.runs / name
+
+    def tune(self, name: str, arm: str, size: int, parent: Path) -> None:
+        """A run on so many examples a class. Fewer are shown more often."""
+        if (self.runs / name).exists():
+            return self._go_on(name)
+        epochs = self.arguments.epochs * (1.0 if size == _PER_CLASS else 2.0 if size >= _PER_CLASS / 4 else 3.0)
+        flags = ["--val", self.folder / "val.jsonl", "--template", TEMPLATE, "--label-tokens", "--epochs", epochs]
+        flags += ["--dropout", 0.2, *self._computing()]
+        if arm == "lora":
+            flags += ["--adapter", "lora", "--rank", self.arguments.rank]
+        run(
+            ["finetune", parent, "--data", self.folder / f"train-{size}.jsonl", "--name", name, *flags, *self._common()]
+        )
+        return None
+
+    def _computing(self) -> list[Any]:
+        """Runs of a few minutes are too short to measure first how they are computed fastest."""
+        flags = ["--train.threads", self.arguments.threads, "--train.precision", self.arguments.precision]
+        return [*flags, "--train.workers", 1, "--train.attention_kernel", "sdpa", "--train.compile", "off"]
 
     def _go_on(self, name: str) -> None:
         state = RunDirectory.open(self.runs / name)
@@ -195,10 +215,10 @@ class Work:
     def _common(self) -> list[Any]:
         return ["--runs", self.runs, "--corpora", self.folder / "corpora"]
 
-    def score(self, name: str) -> dict[str, Any]:
+    def score(self, name: str, size: int) -> dict[str, Any]:
         """Accuracy in scope and recall out of scope, with their standard errors."""
         where, found = self.runs / name, RunDirectory.open(self.runs / name)
-        labels = ["--labels", self.folder / f"train-{_PER_CLASS}.jsonl", "--metric", "accuracy", *self._common()]
+        labels = ["--labels", self.folder / f"train-{size}.jsonl", "--metric", "accuracy", *self._common()]
         for data in ("test", "oos"):
             run(["task", where, "--data", self.folder / f"{data}.jsonl", *labels])
         means = {data: _scores(where / "tasks" / data / "answers.jsonl") for data in ("test", "oos")}
@@ -306,11 +326,7 @@ def _right(inputs: torch.Tensor, targets: torch.Tensor, W: torch.Tensor) -> floa
     return float((logits.argmax(dim=1) == targets).float().mean())
 
 
-def _sizes(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-ARMS = ("bag of words", "pretrained", "random", "lora")
+ARMS = ("pretrained", "random", "lora", "bag of words")
 
 
 def _arguments() -> Any:
@@ -318,15 +334,15 @@ def _arguments() -> Any:
     made.add_argument("--clinc", type=Path, required=True, help="CLINC150's data_full.json")
     made.add_argument("--wikitext", type=Path, required=True, help="folder with valid.txt and test.txt of WikiText-2")
     made.add_argument("--work", type=Path, default=Path("clinc"), help="where data and runs go (default: clinc)")
-    made.add_argument("--sizes", default="10,25,100", help="examples a class (default: 10,25,100)")
+    made.add_argument("--sizes", default="10,30,100", help="examples a class (default: 10,30,100)")
     made.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which (default: all)")
-    made.add_argument("--wiki-steps", type=positive, default=700, help="of 2,048 tokens each (default: 700)")
-    made.add_argument("--epochs", type=float, default=4.0, help="at 100 a class; twice at fewer (default: 4)")
-    made.add_argument("--rank", type=positive, default=16, help="of LoRA (default: 16)")
-    made.add_argument("--lora-rate", type=float, default=4e-3, help="its learning rate (default: 0.004)")
-    made.add_argument("--precision", default="auto", help="number format of the tuning (default: auto)")
+    made.add_argument("--seeds", default="1337,1,2", help="of weights and order (default: 1337,1,2)")
+    made.add_argument("--wiki-steps", type=positive, default=600, help="of 2,048 tokens each (default: 600)")
+    made.add_argument("--epochs", type=float, default=3.0, help="at 100 a class; more at fewer (default: 3)")
+    made.add_argument("--rank", type=positive, default=32, help="of LoRA (default: 32)")
+    made.add_argument("--precision", default="auto", help="number format (default: auto)")
     made.add_argument("--threads", type=positive, default=2, help="CPU threads (default: 2)")
-    made.add_argument("--seed", type=positive, default=1337, help="of weights and order (default: 1337)")
+    made.add_argument("--plot", type=Path, help="a picture of accuracy over size (default: none)")
     return made.parse_args()
 
 

@@ -12,6 +12,7 @@ import torch
 
 from bonsaigpt.adapt.adapters import (
     ADAPTERS_ALONE,
+    EMBEDDING_AND_HEAD,
     AdapterKind,
     Tuned,
     adapted_model,
@@ -123,6 +124,20 @@ def test_a_file_beside_the_base_gives_the_model_back(kind: AdapterKind, tmp_path
     assert again.config == made.config
     assert again.data == "these"
     assert {n: v.tobytes() for n, v in again.weights.items()} == {n: v.tobytes() for n, v in weights.items()}
+
+
+def test_what_was_trained_whole_is_in_the_file(tmp_path: Path) -> None:
+    """The embedding and the head, where tokens were added."""
+    _, values = dense()
+    made = tuned("lora", ("transformer.h.*",))
+    scales = ADAPTERS_ALONE | dict.fromkeys(EMBEDDING_AND_HEAD, 1.0)
+    weights = made.weights | {"transformer.wte.weight": made.weights["transformer.wte.weight"] + 1}
+    whole = replace(made, weights=weights, config=derive(made.config, optim={"lr_scale": scales}))
+    write_adapter(path := tmp_path / "small.safetensors", whole, values, label="runs/base@7")
+    again = read_adapter(path, values).weights
+    assert {n: v.tobytes() for n, v in again.items()} == {n: v.tobytes() for n, v in weights.items()}
+    with pytest.raises(CheckpointError, match="is not as runs/base@7 has it"):  # the same values, said to be frozen
+        write_adapter(tmp_path / "no", replace(made, weights=weights), values, label="runs/base@7")
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.data.examples import example_batches
 from bonsaigpt.data.examples.reading import example_of
 from bonsaigpt.data.plan import BatchPlan
-from bonsaigpt.data.tokenizers import ByteTokenizer, CharTokenizer
+from bonsaigpt.data.tokenizers import ByteTokenizer, CharTokenizer, with_special
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.measure import Evaluation, evaluate
 from bonsaigpt.spec import parameters
@@ -149,6 +149,11 @@ def test_learning_rates_fall_towards_the_input() -> None:
     assert config.optim.scale_of("transformer.ln_f.weight") == 1.0
     assert config.train.best == "exact"
     assert config.optim.lr == pytest.approx(0.3e-3)
+    muon = derive(run_of(), optim={"matrices": {"kind": "muon", "lr": 0.02}})
+    data = ExamplesData(path=Path("x"))
+    for new_tokens, share in ((False, 0.3), (True, 1.0)):
+        tuned = finetuned_config(muon, model, data, steps=50, scales={}, exact=True, new_tokens=new_tokens).optim
+        assert (tuned.lr, tuned.matrices.lr) == pytest.approx((share * 1e-3, share * 0.02))  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="matches no parameter"):
         frozen(model, ["transformer.h.7.*"])
 
@@ -169,15 +174,21 @@ def test_more_tokens_change_nothing_of_the_others(tied: bool) -> None:
     config = run_of(model=MODEL | {"tie_embeddings": tied, "vocab_multiple": 64}).model
     old = build(config, seed=3).eval()
     weights = {name: p.detach().numpy().copy() for name, p in old.named_parameters()}
-    grown, wider = grown_vocabulary(config, weights, 257, 400, seed=5)
+    labels = [f"<|{name}|>" for name in ("ab_c", "de", "__")]
+    known = ByteTokenizer()
+    tokenizer = with_special(known, labels)
+    grown, wider = grown_vocabulary(config, weights, known, tokenizer)
     new = build(grown, values=wider).eval()
     tokens = torch.arange(20)[None]
     with torch.inference_mode():
         assert torch.equal(new(tokens)[..., :257], old(tokens))
-    assert new(tokens).shape[-1] == 400
-    table = wider["transformer.wte.weight"]
-    assert np.sqrt(np.mean(table[257:] ** 2)) == pytest.approx(np.sqrt(np.mean(table[:257] ** 2)), rel=0.05)
-    assert grown_vocabulary(config, weights, 257, 257, seed=5) == (config, weights)
+    assert new(tokens).shape[-1] == 260
+    for table in (wider[name] for name in ("transformer.wte.weight", "lm_head.weight") if name in wider):
+        for row, text in ((257, " ab c"), (258, " de")):  # a label begins among what spells it
+            assert np.allclose(table[row], table[list(text.encode())].mean(axis=0), atol=1e-6)
+        assert not np.allclose(table[257], table[258], atol=1e-3)
+        assert np.allclose(table[259:], table[:257].mean(axis=0), atol=1e-6)
+    assert grown_vocabulary(config, weights, known, known) == (config, weights)
 
 
 def test_labels_are_few() -> None:

@@ -119,6 +119,13 @@ def test_adapters_are_merged_or_kept_beside_the_base(workshop: Path, capsys: pyt
     assert "of them trained (" in capsys.readouterr().out
     run = RunDirectory.open(Path("runs/small"))
     assert {s.kind for s in run.config.model.structure.values()} == {"lora"}
+    before, after = (RunDirectory.open(Path(f"runs/{name}")).load().model for name in ("tiny", "small"))
+    known = len(before["transformer.wte.weight"])
+    for name in ("transformer.wte.weight", "lm_head.weight"):  # rows of new tokens are learned, beside the adapters
+        if name in after:
+            assert len(after[name]) > known
+            assert not np.array_equal(after[name][:known], before[name])
+    assert np.array_equal(after["transformer.h.0.mlp.c_fc.weight.base"], before["transformer.h.0.mlp.c_fc.weight"])
     assert bonsai("adapter", "merge", "small", "--name", "merged") == 0
     assert bonsai("adapter", "save", "small") == 0
     assert bonsai("adapter", "apply", "tiny", "small.safetensors", "--name", "again") == 0

@@ -2,7 +2,8 @@
 
 An adapted model is a model: its weights are ``Adapted`` structures (see ``structure/adapted.py``), so training,
 resuming and scoring know nothing of adapters, decoding merges them by itself, and ``merge`` gives the dense model for
-good. An adapter's file holds what a tuned model has beyond its base: the changes, and rows of tokens that were added.
+good. An adapter's file holds what a tuned model has beyond its base: the changes, what was trained whole beside them
+(embedding and head, where tokens were added), and rows that were added to what was not.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from bonsaigpt.structure.adapted import BASE
 
 __all__ = [
     "ADAPTERS_ALONE",
+    "EMBEDDING_AND_HEAD",
     "AdapterKind",
     "Tuned",
     "adapted_model",
@@ -52,6 +54,8 @@ AdapterKind: TypeAlias = Literal["lora", "dora", "lokr"]
 
 ADAPTERS_ALONE = {"*": 0.0, "*.delta.*": 1.0, "*.magnitude": 1.0}
 """Factors on learning rates that freeze all but adapters."""
+EMBEDDING_AND_HEAD = ("transformer.wte.weight", "lm_head.weight")
+"""What has a row for each token."""
 
 _FORMAT = "bonsai-adapter-1"
 _ROWS = ".rows"
@@ -149,13 +153,13 @@ def write_adapter(path: Path, tuned: Tuned, base: Arrays, *, label: str) -> int:
         label: its address, for whoever reads the file.
 
     Raises:
-        CheckpointError: they are not the base of this model, which has other values than adapters and new rows.
+        CheckpointError: they are not the base of this model: what was frozen has other values.
         OutputError: the file cannot be written.
     """
     beyond: Arrays = {}
     for name, value in tuned.weights.items():
         old = base.get(name.removesuffix(f".{BASE}"))
-        if old is None:
+        if old is None or tuned.config.optim.scale_of(name) > 0:  # an adapter's, or trained whole
             beyond[name] = value
             continue
         same = value[: len(old)]
@@ -200,6 +204,8 @@ def read_adapter(path: Path, base: Arrays) -> Tuned:
     weights, made = dict(beyond), structures(config.model)
     for name, value in base.items():
         key = f"{name}.{BASE}" if isinstance(made.get(name), Adapted) else name
+        if key in weights:
+            continue
         rows = weights.pop(key + _ROWS, None)
         weights[key] = value if rows is None else np.concatenate([value, rows])
     check_weights(weights, config.model, origin=str(path))

@@ -20,8 +20,8 @@ __all__ = ["finetuned_config", "frozen", "layerwise", "on_top", "tokenizer_with"
 
 _SHARE = 0.3
 """Of the learning rates that the model was trained with."""
-_ADAPTER_RATE = 2e-3
-"""Of AdamW; small changes take larger steps than whole weights (Hu et al. 2021, appendix D)."""
+_SHARE_NEW = 1.0
+"""The same where tokens were added: their rows have everything to learn."""
 _WARMUP = 0.1
 """Share of the steps."""
 _LABELS = 10_000
@@ -81,28 +81,28 @@ def finetuned_config(
     steps: int,
     scales: dict[str, float],
     exact: bool,
-    adapters: bool = False,
+    new_tokens: bool = False,
 ) -> RunConfig:
     """The configuration of a run that tunes a model for so many steps.
 
     Learning rates begin at a share of those that ``base`` had, and fall to zero along a straight line; the model may be
-    another one than the base's by its vocabulary or structure. What the engine decides is left open again.
+    another one than the base's by its vocabulary or structure: adapters are trained as the base's weights were. What
+    the engine decides is left open again.
 
     Args:
         scales: factors on learning rates by parameter name, on top of those of ``base``.
         exact: keep the checkpoint with most answers right, not the one with the lowest loss.
-        adapters: these alone are trained: by AdamW, at a rate of their own.
+        new_tokens: the model has rows that were never trained.
     """
+    share = _SHARE_NEW if new_tokens else _SHARE
     optim: dict[str, Any] = {
-        "lr": base.optim.lr * _SHARE,
+        "lr": base.optim.lr * share,
         "lr_scale": on_top({glob: s for glob, s in base.optim.lr_scale.items() if s > 0}, scales),
         "schedule": {"kind": "linear", "warmup": round(steps * _WARMUP), "final": 0.0},
         "distill": {"kind": "none"},
     }
-    if adapters:
-        optim |= {"lr": _ADAPTER_RATE, "matrices": {"kind": "adamw"}}
-    elif base.optim.matrices.kind == "muon":
-        optim["matrices"] = base.optim.matrices.model_dump() | {"lr": base.optim.matrices.lr * _SHARE}
+    if base.optim.matrices.kind == "muon":
+        optim["matrices"] = base.optim.matrices.model_dump() | {"lr": base.optim.matrices.lr * share}
         optim["matrices"]["precision"] = "auto"
     train: dict[str, Any] = {
         "steps": steps,

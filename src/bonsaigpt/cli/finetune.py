@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bonsaigpt import __version__
 from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, on_top, tokenizer_with
-from bonsaigpt.adapt.adapters import ADAPTERS_ALONE, adapted_model, adapted_names
+from bonsaigpt.adapt.adapters import ADAPTERS_ALONE, EMBEDDING_AND_HEAD, adapted_model, adapted_names
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory
 from bonsaigpt.cli.common import (
     Opened,
@@ -31,6 +31,7 @@ from bonsaigpt.cli.train import train_made
 from bonsaigpt.config import ExamplesData, FileTokenizerConfig, ModelConfig, RunConfig, derive
 from bonsaigpt.data.examples import example_batches, read_examples
 from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.spec import parameter_count, parameters
 from bonsaigpt.train import start_state
@@ -120,7 +121,7 @@ def _parser() -> Parser:
         "--adapt",
         action="append",
         metavar="GLOB",
-        help="weights that get one; repeatable (default: those of the blocks, and with new tokens the head)",
+        help="weights that get one; repeatable (default: those of the blocks)",
     )
     tuning.add_argument("--dropout", type=float, metavar="P", help="another rate of dropout (default: the model's)")
     tuning.add_argument("--name", help="name of the new run (default: the run's, and -tuned)")
@@ -146,22 +147,23 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     )
     labels = read_examples(data.path, data.template)[0] if arguments.label_tokens else None
     tokenizer = tokenizer_with(opened.tokenizer, labels)
-    model, weights = _model(opened, arguments, tokenizer.vocab_size, base.seed)
+    model, weights = _model(opened, arguments, tokenizer)
+    new_tokens = tokenizer.vocab_size > opened.tokenizer.vocab_size
     scales = layerwise(model, arguments.layer_decay) if arguments.layer_decay != 1.0 else {}
     if arguments.adapter is not None:
         if scales:
             raise ConfigError("--layer-decay is for the weights themselves, and --adapter trains none: leave one out")
-        new_tokens = tokenizer.vocab_size > opened.tokenizer.vocab_size
-        names = adapted_names(model, arguments.adapt or _adapted(model, new_tokens))
+        names = adapted_names(model, arguments.adapt or ["transformer.h.*"])
         model, weights = adapted_model(model, weights, names, arguments.adapter, arguments.rank, seed=base.seed)
         scales = ADAPTERS_ALONE
+        if new_tokens:
+            scales = scales | {name: 1.0 for name in EMBEDDING_AND_HEAD if name in weights}
     elif arguments.adapt:
         raise ConfigError("--adapt says which weights get an adapter: say which kind with --adapter lora")
     scales = on_top(scales, frozen(model, arguments.freeze or ()))
 
     def config_for(steps: int, exact: bool) -> RunConfig:
-        alone = arguments.adapter is not None
-        tuned = finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact, adapters=alone)
+        tuned = finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact, new_tokens=new_tokens)
         return with_overrides(tuned, overrides)
 
     first = config_for(1, False)
@@ -186,18 +188,12 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     return target
 
 
-def _model(opened: Opened, arguments: argparse.Namespace, tokens: int, seed: int) -> tuple[ModelConfig, Arrays]:
+def _model(opened: Opened, arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[ModelConfig, Arrays]:
     """The model that is tuned: with rows for all tokens, and another rate of dropout."""
-    config, weights = grown_vocabulary(opened.config, opened.weights, opened.tokenizer.vocab_size, tokens, seed=seed)
+    config, weights = grown_vocabulary(opened.config, opened.weights, opened.tokenizer, tokenizer)
     if arguments.dropout is not None:
         config = derive(RunConfig(), model=_dumped(config) | {"dropout": arguments.dropout}).model
     return config, weights
-
-
-def _adapted(model: ModelConfig, new_tokens: bool) -> list[str]:
-    """The weights that get adapters if nothing is said. Rows of new tokens begin at random, so the head must learn."""
-    head = "transformer.wte.weight" if model.tie_embeddings else "lm_head.weight"
-    return ["transformer.h.*", *([head] if new_tokens else [])]
 
 
 def _dumped(config: ModelConfig) -> dict[str, Any]:
