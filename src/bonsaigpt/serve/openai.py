@@ -201,6 +201,9 @@ class _Shape:
     logprobs: bool
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 class _Answer:
     """What every piece of an answer says again."""
 
@@ -214,13 +217,15 @@ class _Answer:
             "model": model.name,
             "system_fingerprint": f"bonsai-{__version__}",
         }
+        self._begun = f"data: {_encode(self._common | {'object': shape.kinds[1]})[:-1]}"
 
     def whole(self, choices: list[dict[str, Any]], made: int) -> Response:
         body = self._common | {"object": self.shape.kinds[0], "choices": choices, "usage": self.usage(made)}
         return JSONResponse(body)
 
     def piece(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return _sent(self._common | {"object": self.shape.kinds[1], "choices": choices, **more})
+        """An event of a stream. There is one for every token of every client: what all say is encoded once."""
+        return f"{self._begun},{_encode({'choices': choices, **more})[1:]}\n\n".encode()
 
     def usage(self, made: int) -> dict[str, int]:
         read = self.prompt_tokens
@@ -282,10 +287,6 @@ async def _pieces(desk: Desk, requests: list[Request], answer: _Answer, *, usage
     if usage:
         yield answer.piece([], usage=answer.usage(made))
     yield b"data: [DONE]\n\n"
-
-
-def _sent(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _completion_logprobs(model: Served, logprobs: Sequence[LogProb], at: int) -> tuple[dict[str, Any], int]:
