@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,36 @@ def test_export_to_gguf(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (place / "files" / "small.gguf").read_bytes()[:4] == b"GGUF"
     assert main(["export", "small", "--out", "no", "--dtype", "q8_0"]) == 2
     assert "--to gguf" in capsys.readouterr().err
+    assert not (place / "no").exists()
+
+
+def test_export_of_a_graph_with_its_factors(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [
+        "--model.n_layer",
+        "1",
+        "--model.n_embd",
+        "16",
+        "--model.block_size",
+        "60",
+        "--data.tokenizer.kind",
+        "chars",
+    ]
+    low_rank = ["--model.structure", '{"*.c_fc.weight": {"kind": "lowrank", "rank": 2}}']
+    prompt = ["--train.sample_prompt", "the cat"]
+    assert main([*TRAIN, *QUICK, *sizes, "--data.tokenizer.kind", "chars", *low_rank, *prompt, "--name", "thin"]) == 0
+    assert main(["export", "thin", "--to", "torch", "--factored", "--out", "graph"]) == 0
+    assert "graph: model.pt2 for torch.export.load" in capsys.readouterr().out
+    code = (place / "graph" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=place / "graph", capture_output=True, text=True, check=True)
+    greedy = ["--prompt", "the cat", "--tokens", "50", "--temperature", "0", "--device", "cpu"]
+    assert main(["sample", "thin", *greedy]) == 0
+    assert "the cat" + done.stdout.rstrip("\n") == capsys.readouterr().out.rstrip("\n")
+    for wrong, told in (
+        (["--to", "hf", "--factored"], "--to torch or --to onnx"),
+        (["--to", "onnx", "--dtype", "bf16"], "--to hf or --to gguf"),
+    ):
+        assert main(["export", "thin", "--out", "no", *wrong]) == 2
+        assert told in capsys.readouterr().err
     assert not (place / "no").exists()
 
 

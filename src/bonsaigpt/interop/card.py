@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "transformers_usage"]
 
 _CARD = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags:
 - bonsaigpt
@@ -16,19 +16,26 @@ tags:
 # {name}
 
 A causal language model of {parameters} parameters: {n_layer} layers of width {n_embd}, a context of {block_size}
-tokens, a vocabulary of {vocabulary}. In transformers it is a `{architecture}`. Trained with BonsaiGPT.
+tokens, a vocabulary of {vocabulary}. {form} Trained with BonsaiGPT.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
-inputs = tokenizer("{prompt}", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))
+{usage}
 ```
 
 {tables}
 """
+
+_USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+inputs = tokenizer("{prompt}", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))"""
+
+
+def transformers_usage(name: str, prompt: str) -> str:
+    """Python that goes on with a prompt by the stock classes."""
+    return _USAGE.format(name=name, prompt=prompt)
 
 
 def model_card(
@@ -37,7 +44,8 @@ def model_card(
     """A README.md in Markdown.
 
     Args:
-        facts: what the text says of the model: parameters, sizes, architecture, a prompt.
+        facts: what the text says of the model: parameters and sizes; its form, in a sentence; the library that reads
+            it, and Python that uses it.
         measured: figures, each with its unit and what it was measured on.
         made: how the model came about.
         settings: the configuration that trains it again.

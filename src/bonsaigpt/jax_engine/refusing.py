@@ -18,6 +18,7 @@ REFUSED = {
     "reader": "read through a cache policy (--kv)",
     "target_scores": "score single targets (`bonsai eval --details`, `bonsai harness`)",
     "trace": "record the parts of a step (`bonsai profile`), which are one program in XLA",
+    "write_graph": "write its step as a graph (`bonsai export`)",
 }
 """Methods of ``bonsaigpt.engines.Engine`` that are not here, and what they would do."""
 

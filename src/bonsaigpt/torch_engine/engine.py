@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from bonsaigpt.checkpoint import Arrays, Checkpoint, RunDirectory, files
-from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig, hidden_side
+from bonsaigpt.config import KVConfig, MemoryConfig, ModelConfig, RunConfig
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
-from bonsaigpt.structure import MATERIALISED, Structure, merge
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
@@ -31,10 +30,11 @@ from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_plac
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.fit_mlp import fit_mlp
+from bonsaigpt.torch_engine.graphs import GraphFormat, write_graph
 from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder, PolicyReader, attention_maps
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.memory import step_memory
-from bonsaigpt.torch_engine.model import GPT, build, load_weights, weights
+from bonsaigpt.torch_engine.model import GPT, build, build_fast, load_weights, weights
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
 from bonsaigpt.torch_engine.observing import observe
 from bonsaigpt.torch_engine.parallel import Replicated
@@ -260,16 +260,12 @@ class TorchEngine:
     # ------------------------------------------------------------------ a model alone
 
     def model(self, config: ModelConfig, values: Arrays) -> GPT:
-        """A model to evaluate or to generate with. Weights whose factors would take more work for a token than the
-        matrix are merged into it, once: decoding is never slower than with dense ones. So are those of experts, which
-        are matrices by the time that a token finds its own."""
+        """A model to evaluate or to generate with; see ``build_fast``."""
+        return build_fast(config, values).to(self.placement.device).eval()
 
-        def is_slower(name: str, made: Structure) -> bool:
-            routed = config.experts > 1 and hidden_side(name) is not None
-            return routed or made.macs(made.cheapest) >= made.macs(MATERIALISED)
-
-        config, values = merge(config, values, which=is_slower)
-        return build(config, values=values).to(self.placement.device).eval()
+    def write_graph(self, config: ModelConfig, values: Arrays, path: Path, form: GraphFormat) -> None:
+        """Write the step of decoding as one file that runs without this package; see ``graphs.py``. Factors stay."""
+        write_graph(build(config, values=values), path, form)
 
     def model_of(self, state: State) -> GPT:
         """A model to evaluate: over the average of the weights, if one is kept. Shards are put together, by all

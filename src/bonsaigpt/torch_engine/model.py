@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bonsaigpt.checkpoint import Arrays
-from bonsaigpt.config import ModelConfig, RopePosition
+from bonsaigpt.config import ModelConfig, RopePosition, hidden_side
 from bonsaigpt.kv import AttendingCache, KVCache
 from bonsaigpt.spec import initial_value, parameters
-from bonsaigpt.structure import Structure, structures
+from bonsaigpt.structure import MATERIALISED, Structure, merge, structures
 from bonsaigpt.torch_engine.attention import Attention, Seen, Where, document_mask, masks
 from bonsaigpt.torch_engine.carry import Carry
 from bonsaigpt.torch_engine.experts import Experts
@@ -28,7 +28,7 @@ from bonsaigpt.torch_engine.mlp import MLP
 from bonsaigpt.torch_engine.rope import rotation
 from bonsaigpt.torch_engine.structured import Weight, dense, new_weight
 
-__all__ = ["GPT", "build", "load_weights", "weights"]
+__all__ = ["GPT", "build", "build_fast", "load_weights", "weights"]
 
 
 class Embedding(nn.Module):
@@ -168,7 +168,10 @@ class GPT(nn.Module):
                 turned = (self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None])
         x_BTD = self.transformer.drop(x_BTD)
         before = carry.before if carry is not None and carry.has_inputs else None
-        where = Where(positions_BT, turned, cache, masks(self.config, T, mask, tokens_BT.device), before, loads)
+        within: dict[int | None, Tensor | None] = {None: mask}  # of a cache they follow from the positions of its slots
+        if cache is None or isinstance(cache, AttendingCache):
+            within = masks(self.config, T, mask, tokens_BT.device)
+        where = Where(positions_BT, turned, cache, within, before, loads)
         shared: Seen | None = None
         for block in self.transformer.h:
             if self.recompute and self.training:  # Chen et al. 2016: keep the input, compute the rest again
@@ -216,6 +219,19 @@ def build(config: ModelConfig, *, seed: int | None = None, values: Arrays | None
     else:
         load_weights(model, values.items())
     return model
+
+
+def build_fast(config: ModelConfig, values: Arrays) -> GPT:
+    """A model to evaluate or to generate with. Weights whose factors would take more work for a token than the matrix
+    are merged into it, once: decoding is never slower than with dense ones. So are those of experts, which are matrices
+    by the time that a token finds its own."""
+
+    def is_slower(name: str, made: Structure) -> bool:
+        routed = config.experts > 1 and hidden_side(name) is not None
+        return routed or made.macs(made.cheapest) >= made.macs(MATERIALISED)
+
+    config, values = merge(config, values, which=is_slower)
+    return build(config, values=values)
 
 
 @torch.no_grad()
