@@ -14,17 +14,24 @@ from bonsaigpt.cli import main
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path, tiny_flags: list[str]) -> Path:
-    """A run with RoPE and one with learned positions."""
+    """A run with RoPE, one with learned positions, and two whose attention takes no policy."""
     folder = tmp_path_factory.mktemp("kv")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bonsaigpt.cli.train._write_report", lambda *_: None)
-        for name, kind in (("turned", "rope"), ("learned", "learned")):
+        for name, kind, attention in (
+            ("turned", "rope", "softmax"),
+            ("learned", "learned", "softmax"),
+            ("latent", "rope", "latent"),
+            ("linear", "none", "linear"),
+        ):
             places = ["--runs", str(folder), "--corpora", str(folder / "corpora"), "--data.path", str(tiny_text)]
             flags = [
                 "--name",
                 name,
                 "--model.position.kind",
                 kind,
+                "--model.attention.kind",
+                attention,
                 "--data.tokenizer.kind",
                 "chars",
                 "--train.steps",
@@ -113,3 +120,26 @@ def test_what_is_refused(words: list[str], why: str, runs: Path, capsys: pytest.
     out, error = bonsai(runs, capsys, *words, code=2)
     assert not out
     assert re.search(why, " ".join(error.split())), error
+
+
+@pytest.mark.parametrize("run", ["latent", "linear"])
+@pytest.mark.parametrize("verb", ["sample", "chat", "eval", "serve", "study kv", "shrink"])
+def test_attention_without_keys_and_values_is_refused_in_one_sentence(
+    verb: str, run: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what to do instead."""
+    words = [*verb.split(), run] + (["--kv", "window(4), int4"] if verb != "study kv" else ["--policy", "int4"])
+    capsys.readouterr()
+    assert main([*words, "--runs", str(runs)]) == 2
+    out, error = capsys.readouterr()
+    told = " ".join(error.split())
+    assert not out
+    assert told.startswith("bonsai: ")
+    remedy = f"beside it with --variant {run}" if verb == "study kv" else "leave the policy out, its own cache is small"
+    assert remedy in told
+
+
+def test_training_through_a_policy_needs_keys_and_values(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["train", "copy", "--model.attention.kind", "latent", "--train.kv", "int4", "--runs", str(tmp_path)]
+    assert main(words) == 2
+    assert "leave the policy out" in " ".join(capsys.readouterr().err.split())

@@ -100,8 +100,7 @@ def test_an_outlier_costs_less_when_turned() -> None:
     def error(words: str) -> float:
         store = Store(format_of(words), width=64)
         store.append(x)
-        found = store.read(x)
-        assert found is not None
+        found = store.read(x[:, :, :0])
         return float((found - x).square().mean())
 
     assert error("int4(hadamard)") < 0.2 * error("int4")
@@ -116,9 +115,7 @@ def test_a_store_with_memory_reads_the_same(words: str) -> None:
         for store in stores:
             drop = 4 if start >= 20 else 0
             store.append(x[:, :, start : start + 5], start=2 if "sinks" in words else 0, drop=drop)
-        one, other = (store.read(x) for store in stores)
-        assert one is not None
-        assert other is not None
+        one, other = (store.read(x[:, :, :0]) for store in stores)
         assert torch.equal(one, other)
     assert sum(t.nbytes for t in stores[0].tensors()) == sum(t.nbytes for t in stores[1].tensors())
 
@@ -128,8 +125,7 @@ def test_first_and_newest_tokens_stay_in_16_bits() -> None:
     store = Store(format_of("int2(sinks=3, residual=4)"), width=16)
     for t in range(20):
         store.append(x[:, :, t : t + 1])
-    found = store.read(x)
-    assert found is not None
+    found = store.read(x[:, :, :0])
     error = (found - x).abs().amax((0, 1, 3))
     assert (error[:3] < 2e-3).all()
     assert (error[-4:] < 2e-3).all()
@@ -143,8 +139,7 @@ def test_a_group_of_tokens_waits_until_it_is_whole() -> None:
     store = Store(form, width=16)
     for t in range(40):
         store.append(x[:, :, t : t + 1])
-        found = store.read(x)
-        assert found is not None
+        found = store.read(x[:, :, :0])
         error = (found - x[:, :, : t + 1]).abs().amax((0, 1, 3))
         coded = (t + 1 - 4) // 8 * 8 if t >= 4 else 0
         assert (error[coded:] < 2e-3).all()

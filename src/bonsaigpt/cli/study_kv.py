@@ -54,6 +54,11 @@ def measure(argv: list[str]) -> KVStudy | KVAnswersStudy:
     arguments = _parser().parse(argv)
     chosen = [read_policy(words) for words in arguments.policy]
     opened = open_model(arguments.model, runs=arguments.runs)
+    if opened.config.attention.kind != "softmax":
+        raise ConfigError(
+            f"{opened.label} has {opened.config.attention.kind} attention, whose cache takes no policy: study a run "
+            f"with softmax attention, and this one beside it with --variant {arguments.model}"
+        )
     source = source_of(opened, arguments.text, arguments.corpora)
     if source.exact_match:
         return _answers(arguments, opened, source, chosen)
@@ -82,7 +87,8 @@ def measure(argv: list[str]) -> KVStudy | KVAnswersStudy:
         (kv, base) for kv in chosen or [*own, *(read_policy(words) for words in policies(config))]
     ]
     for variant in variants:
-        work += [(kv, variant) for kv in chosen or variant_policies(variant)]
+        takes = variant.config.attention.kind == "softmax"
+        work += [(kv, variant) for kv in (chosen if takes else []) or variant_policies(variant)]
     found = None
     with progress_bar(Console(stderr=True)) as advance:
         bench.refer(windows=not arguments.fast, advance=advance)

@@ -329,9 +329,11 @@ class KVConfig(Config):
         return all(policy == LayerPolicy() for policy in [self.policy, *self.layers.values()])
 
     def unbounded(self, config: ModelConfig) -> bool:
-        """Whether a text may be longer than the model's block: every layer forgets, and positions have no table."""
-        forgets = all(isinstance(self.held(config, layer).select, EvictingSelection) for layer in config.kv_layers)
-        return forgets and config.position.kind != "learned"
+        """Whether a text may be longer than the model's block: every layer forgets, and positions have no table. Never
+        of a model that can have no policy."""
+        if not isinstance(config.attention, SoftmaxAttention) or config.position.kind == "learned":
+            return False
+        return all(isinstance(self.held(config, layer).select, EvictingSelection) for layer in config.kv_layers)
 
     def check(self, config: ModelConfig) -> None:
         """Raise ``ValueError`` if a model of this configuration cannot have it."""
@@ -399,6 +401,6 @@ def _check_attention(config: ModelConfig) -> None:
     """A policy is of keys and values that a softmax looks at."""
     if not isinstance(config.attention, SoftmaxAttention):
         raise ValueError(
-            f"model.attention.kind = '{config.attention.kind}' keeps no keys and values of each head to choose from: "
-            "give no policy"
+            f"model.attention.kind = '{config.attention.kind}' keeps no keys and values of each head that a policy "
+            "could choose from or code: leave the policy out, its own cache is small already"
         )

@@ -41,6 +41,7 @@ class PolicyCache(AttendingCache):
 
     Args:
         memory: see ``Store``: to measure losses faster.
+        native: see ``Store``: to decode faster on a CPU.
         watch: is told of every layer's attention: the layer, the true positions of what is held (1 or B, 1 or G, S) and
             of the new tokens (T,), and what each query takes of each of both, (B, H, T, S + T).
 
@@ -48,7 +49,15 @@ class PolicyCache(AttendingCache):
         ConfigError: a model of this configuration cannot have this policy.
     """
 
-    def __init__(self, config: ModelConfig, kv: KVConfig, *, memory: bool = False, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        kv: KVConfig,
+        *,
+        memory: bool = False,
+        native: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
         try:
             kv.check(config)
         except ValueError as error:
@@ -57,7 +66,8 @@ class PolicyCache(AttendingCache):
         turning = _Turning(config) if isinstance(config.position, RopePosition) else None
         self._share = [config.kv_source(layer) for layer in range(config.n_layer)]
         self._layers = {
-            layer: _Layer(config, kv.held(config, layer), turning, memory, watch) for layer in config.kv_layers
+            layer: _Layer(config, kv.held(config, layer), turning, watch, memory=memory, native=native)
+            for layer in config.kv_layers
         }
 
     @property
@@ -145,7 +155,7 @@ class _Layer:
     """What one layer holds, and how it is attended to."""
 
     def __init__(
-        self, config: ModelConfig, policy: LayerPolicy, turning: _Turning | None, memory: bool, watch: Watch | None
+        self, config: ModelConfig, policy: LayerPolicy, turning: _Turning | None, watch: Watch | None, **coding: bool
     ) -> None:
         self._policy, self._select, self._turning, self._watch = policy, policy.select, turning, watch
         self._groups = config.n_kv_head
@@ -155,7 +165,7 @@ class _Layer:
             "x" not in forms and forms["k"] == forms["v"]
         ):  # side by side, as twice as many heads: half as many operators
             forms, widths = {"kv": forms["k"]}, {"kv": config.head_width}
-        self._stores = {name: Store(form, width=widths[name], memory=memory) for name, form in forms.items()}
+        self._stores = {name: Store(form, width=widths[name], **coding) for name, form in forms.items()}
         self._scorer = scorer(policy.select)
         self._shared = self._scorer is None or self._scorer.shared or "x" in self._stores
         self._old_BGS = torch.empty(0)  # where a layer is watched: the positions that its reader saw
@@ -180,12 +190,18 @@ class _Layer:
 
     def positions(self) -> Tensor:
         """True positions (B, G, S) of what is held."""
+        return self._places(0)
+
+    def _places(self, T: int) -> Tensor:
+        """True positions (B, G, S + T) of what is held and of the next tokens."""
         if self._positions_BGS is not None:
-            return self._positions_BGS.long()
+            new = torch.arange(self.length, self.length + T, device=self._positions_BGS.device)
+            held_BGS = self._positions_BGS.long()
+            return torch.cat((held_BGS, new.expand(*held_BGS.shape[:2], -1)), dim=-1)
         sinks = self._select.sinks if isinstance(self._select, EvictingSelection) else 0
-        first = torch.arange(min(sinks, self._held))
-        newest = torch.arange(self.length - self._held + len(first), self.length)
-        return torch.cat((first, newest))[None, None]
+        first = min(sinks, self._held)
+        places = torch.arange(self.length - self._held + first, self.length + T)
+        return (torch.cat((torch.arange(first), places)) if first else places)[None, None]
 
     # ------------------------------------------------------------------ reading
 
@@ -193,18 +209,15 @@ class _Layer:
         """Of a layer with keys and values of its own: see ``AttendingCache``."""
         H, G, T, S = attention.n_head, attention.n_kv_head, x_BTD.shape[1], self._held
         qk_BTHK, v_BTGK = attention.heads(x_BTD)
-        old = self.positions().to(x_BTD.device)  # (B, G, S)
-        new = torch.arange(self.length, self.length + T, device=x_BTD.device)
+        places_BGS = self._places(T).to(x_BTD.device)
         slots = self._policy.positions == "slot"
         seen_BTHK = self._turned_from(qk_BTHK, S if slots else self.length)  # where they stand for this reading
         q_BHTK, k_BGTK = (t.transpose(1, 2) for t in seen_BTHK.split([H, G], dim=2))
         v_BGTK = v_BTGK.transpose(1, 2)
-        past = self._past(attention, old, q_BHTK, slots=slots)
-        k_BGSK, v_BGSK = k_BGTK, v_BGTK
-        if past is not None:
-            k_BGSK, v_BGSK = torch.cat((past[0], k_BGTK), dim=2), torch.cat((past[1], v_BGTK), dim=2)
-        # Of heads that keep different tokens those of the first: all that is held stands before what is new.
-        shown = Shown(k_BGSK, v_BGSK, torch.cat((old[:, 0], new.expand(old.shape[0], -1)), dim=1))
+        new = self._as_held(x_BTD, qk_BTHK[:, :, H:], k_BGTK if not slots else None, v_BGTK)
+        k_BGSK, v_BGSK = self._seen(attention, new, k_BGTK, v_BGTK, places_BGS)
+        # Of heads that keep different tokens the places of the first: all that is held stands before what is new.
+        shown = Shown(k_BGSK, v_BGSK, places_BGS[:, 0])
         shares_BHTS = None
         if self._scorer is not None and self._scorer.attention:
             mask = self._mask(attention, shown, T)
@@ -215,12 +228,14 @@ class _Layer:
         else:
             y_BHTK = self._look(attention, q_BHTK, shown)
         if self._watch is not None:
-            self._old_BGS = old
+            self._old_BGS = places_BGS[:, :, :S]
             self._tell(self._watch, attention, q_BHTK, shown)
 
-        self._write(x_BTD, qk_BTHK[:, :, H:], k_BGTK if not slots else None, v_BGTK, new)
+        leave = self._leaving(T)
+        for name, tokens in new.items():
+            self._stores[name].append(tokens, **leave)
         self.length += T
-        self._forget(attention.layer, k_BGSK, old, new, shares_BHTS)
+        self._forget(attention.layer, T, k_BGSK, places_BGS, shares_BHTS)
         return y_BHTK, shown
 
     def attend_shared(self, attention: Attention, x_BTD: Tensor, shown: Shown) -> Tensor:
@@ -262,29 +277,41 @@ class _Layer:
     def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
         return x if self._turning is None else self._turning.turn(x, positions)
 
-    def _past(
-        self, attention: Attention, old_BGS: Tensor, like: Tensor, *, slots: bool
-    ) -> tuple[Tensor, Tensor] | None:
-        """Keys as this reading wants them turned, and values, of all that is held."""
-        here_BGS = torch.arange(self._held, device=like.device)[None, None] if slots else old_BGS
+    def _as_held(self, x_BTD: Tensor, k_BTGK: Tensor, turned_BGTK: Tensor | None, v_BGTK: Tensor) -> dict[str, Tensor]:
+        """The new tokens for each store, (B, G, T, K); ``turned``: their keys at their true positions, if known."""
         hold = self._policy.hold
         if not isinstance(hold, KeysAndValues):
-            x_B1SD = self._stores["x"].read(like)
-            if x_B1SD is None:
-                return None
-            qk_BSHK, v_BSGK = attention.heads(x_B1SD[:, 0])
-            k_BGSK = qk_BSHK[:, :, attention.n_head :].transpose(1, 2).contiguous()
-            return self._turned(k_BGSK, here_BGS), v_BSGK.transpose(1, 2)
-        found = [store.read(like) for store in self._stores.values()]
-        held = [t for t in found if t is not None]
+            return {"x": x_BTD[:, None]}
+        if hold.keys == "unrotated":
+            turned_BGTK = k_BTGK.transpose(1, 2)
+        elif turned_BGTK is None:
+            turned_BGTK = self._turned_from(k_BTGK, self.length).transpose(1, 2)
+        if "kv" in self._stores:
+            return {"kv": torch.cat((turned_BGTK, v_BGTK), dim=1)}
+        return {"k": turned_BGTK, "v": v_BGTK}
+
+    def _seen(
+        self, attention: Attention, new: dict[str, Tensor], k_BGTK: Tensor, v_BGTK: Tensor, places_BGS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys as this reading wants them turned, and values, of all that is held and of the new tokens."""
+        held, total = self._held, places_BGS.shape[2]
         if not held:
-            return None
-        k_BGSK, v_BGSK = held[0].chunk(2, dim=1) if "kv" in self._stores else held
+            return k_BGTK, v_BGTK
+        slots = self._policy.positions == "slot"
+        here_BGS = torch.arange(total, device=places_BGS.device)[None, None] if slots else places_BGS
+        found = [store.read(new[name]) for name, store in self._stores.items()]
+        hold = self._policy.hold
+        if not isinstance(hold, KeysAndValues):
+            qk_BSHK, v_BSGK = attention.heads(found[0][:, 0, :held])
+            k_BGSK = qk_BSHK[:, :, attention.n_head :].transpose(1, 2).contiguous()
+            k_BGSK = torch.cat((self._turned(k_BGSK, here_BGS[:, :, :held]), k_BGTK), dim=2)
+            return k_BGSK, torch.cat((v_BSGK.transpose(1, 2), v_BGTK), dim=2)
+        k_BGSK, v_BGSK = found[0].chunk(2, dim=1) if "kv" in self._stores else found
         if hold.keys == "unrotated":
             return self._turned(k_BGSK, here_BGS), v_BGSK
         if slots:
             assert self._turning is not None  # other positions have no slots
-            k_BGSK = self._turning.move(k_BGSK, here_BGS - old_BGS)
+            k_BGSK = self._turning.move(k_BGSK, here_BGS - places_BGS)
         return k_BGSK, v_BGSK
 
     def _mask(self, attention: Attention, shown: Shown, T: int) -> Tensor:
@@ -305,22 +332,6 @@ class _Layer:
 
     # ------------------------------------------------------------------ keeping
 
-    def _write(self, x_BTD: Tensor, k_BTGK: Tensor, turned_BGTK: Tensor | None, v_BGTK: Tensor, new_T: Tensor) -> None:
-        """Append the new tokens; ``turned``: their keys at their true positions, if they are known."""
-        hold, leave = self._policy.hold, self._leaving(len(new_T))
-        if not isinstance(hold, KeysAndValues):
-            self._stores["x"].append(x_BTD[:, None], **leave)
-            return
-        if hold.keys == "unrotated":
-            turned_BGTK = k_BTGK.transpose(1, 2)
-        elif turned_BGTK is None:
-            turned_BGTK = self._turned_from(k_BTGK, self.length).transpose(1, 2)  # where they stand in the text
-        if "kv" in self._stores:
-            self._stores["kv"].append(torch.cat((turned_BGTK, v_BGTK), dim=1), **leave)
-        else:
-            self._stores["k"].append(turned_BGTK, **leave)
-            self._stores["v"].append(v_BGTK, **leave)
-
     def _leaving(self, T: int) -> dict[str, int]:
         """Which tokens a window forgets when so many come."""
         if not isinstance(self._select, WindowSelection):
@@ -328,13 +339,12 @@ class _Layer:
         over = max(0, self._held + T - (self._select.most - 1))
         return {"start": self._select.sinks, "drop": over // self._policy.granularity * self._policy.granularity}
 
-    def _forget(self, layer: int, k_BGSK: Tensor, old_BGS: Tensor, new_T: Tensor, shares_BHTS: Tensor | None) -> None:
+    def _forget(self, layer: int, T: int, k_BGSK: Tensor, places_BGS: Tensor, shares_BHTS: Tensor | None) -> None:
         if not isinstance(self._select, EvictingSelection) or self._scorer is None:
             return  # a window has forgotten already
         over = self._held - (self._select.most - 1)
-        B, T = k_BGSK.shape[0], len(new_T)
-        heads = (B, 1 if self._shared else self._groups)
-        positions_BGS = torch.cat((old_BGS.expand(*heads, -1), new_T.expand(*heads, -1)), dim=-1)
+        B = k_BGSK.shape[0]
+        positions_BGS = places_BGS.expand(B, 1 if self._shared else self._groups, -1)
         shares_BGTS = None
         if shares_BHTS is not None:
             shares_BGTS = shares_BHTS.float().unflatten(1, (self._groups, -1)).sum(2)

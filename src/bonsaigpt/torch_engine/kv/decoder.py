@@ -79,7 +79,6 @@ class PolicyDecoder:
         config = model.config
         self.vocabulary = config.vocabulary
         self.block_size = _ENDLESS if kv.unbounded(config) else config.block_size
-        self._caches = [PolicyCache(config, kv) for _ in range(rows)]
         self._marks: list[list[PolicyCache]] = [[] for _ in range(rows)]
         self.weight_bytes = bytes_of_a_step(self._model)
         self._blocks: NativeBlocks | None = None
@@ -91,7 +90,11 @@ class PolicyDecoder:
                 self.weight_bytes, how = self._blocks.weight_bytes, f"C++ around it, {weights} weights"
             except Missing as why:
                 how += f"; {why}"
+        self._caches = [self._empty() for _ in range(rows)]
         self.why = f"cache policy {write_policy(kv)}: {how}"
+
+    def _empty(self) -> PolicyCache:
+        return PolicyCache(self._model.config, self._kv, native=self._blocks is not None)
 
     def length(self, row: int) -> int:
         return self._caches[row].length
@@ -138,7 +141,7 @@ class PolicyDecoder:
         if length == cache.length:
             return
         if length == 0:
-            self._caches[row] = PolicyCache(self._model.config, self._kv)
+            self._caches[row] = self._empty()
         elif (found := self._mark(row, length)) is not None:
             self._caches[row] = found.fork()
         else:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bonsaigpt.config import ExactFormat, NarrowFormat, QuantizedFormat, TensorFormat
-from bonsaigpt.torch_engine.kv.packing import pack, unpack
+from bonsaigpt.torch_engine.kv.packing import pack, packed_bytes, unpack
 from bonsaigpt.torch_engine.kv.quantizers import hadamard, narrow, quantizer
+from bonsaigpt.torch_engine.native.codes import NativeCodes, has_codes
 
 __all__ = ["Store", "rounded"]
 
@@ -28,10 +29,11 @@ class Store:
         width: channels of a head.
         memory: keep what the codes stand for besides, so that it is not made again at every reading. For measuring
             losses alone: it changes no number, and what it takes is not counted as held.
+        native: let the C++ code and pack, where it has the format: on a CPU. That changes no number either.
     """
 
-    def __init__(self, form: TensorFormat, *, width: int, memory: bool = False) -> None:
-        self._code = _Coded(form, width) if isinstance(form, QuantizedFormat) else _Plain(form)
+    def __init__(self, form: TensorFormat, *, width: int, memory: bool = False, native: bool = False) -> None:
+        self._code = _Coded(form, width, native=native) if isinstance(form, QuantizedFormat) else _Plain(form)
         self._form = form
         self._first: Tensor | None = None
         self._body: Body | None = None
@@ -87,14 +89,14 @@ class Store:
         parts = fresh if fresh is not None else (None,) * len(self._body)
         return tuple(_rolled(t, part, start, drop) for t, part in zip(self._body, parts, strict=True))
 
-    def read(self, like: Tensor) -> Tensor | None:
-        """All tokens as numbers, (B, G, S, K), in the number format and on the device of ``like``; None if empty."""
+    def read(self, then_BGTK: Tensor) -> Tensor:
+        """All tokens as numbers and then these, (B, G, S + T, K), in the number format of the latter and on their
+        device."""
         body = self._decoded
         if not self._memory:
             body = None if self._body is None else self._code.decode(self._body)
-        parts = [self._first, body, self._recent]
-        found = [part.to(like.dtype) for part in parts if part is not None]
-        return torch.cat(found, dim=2) if found else None
+        parts = [part.to(then_BGTK.dtype) for part in (self._first, body, self._recent) if part is not None]
+        return torch.cat((*parts, then_BGTK), dim=2)
 
     def keep(self, index_BGN: Tensor) -> None:
         """Keep these tokens alone, in this order; the first and the newest in 16 bits are among them."""
@@ -152,19 +154,25 @@ class _Plain:
 class _Coded:
     """Codes and scales of groups."""
 
-    def __init__(self, form: QuantizedFormat, width: int) -> None:
+    def __init__(self, form: QuantizedFormat, width: int, *, native: bool = False) -> None:
         self._quantizer, self._width = quantizer(form), width
+        row_bytes = packed_bytes(width, self._quantizer.levels)
+        self._native = NativeCodes(form, width, row_bytes) if native and has_codes(form) else None
         self._group = form.group_of(width)
         self._turn = hadamard(width) if form.hadamard else None
         self.tokens = self._group if form.axis == "channel" else 1
         """That one row of codes is of."""
 
     def encode(self, x_BGTK: Tensor) -> Body:
+        if self._native is not None:
+            return self._native.encode(self._turned(x_BGTK.float()))
         codes, *scales = self._codes(x_BGTK)
         return (pack(codes.flatten(-2), self._quantizer.levels), *scales)
 
     def decode(self, body: Body) -> Tensor:
         packed, *scales = body
+        if self._native is not None:
+            return self._turned(self._native.decode(packed, *scales))
         codes = unpack(packed, self._quantizer.levels, self._width * self.tokens)
         return self._numbers(codes.unflatten(-1, (-1, self._group)), *scales)
 
@@ -173,9 +181,7 @@ class _Coded:
         return self._numbers(*self._codes(x_BGTK))
 
     def _codes(self, x_BGTK: Tensor) -> Body:
-        x = x_BGTK.float()
-        if self._turn is not None:
-            x = x @ self._turn.to(x.device)
+        x = self._turned(x_BGTK.float())
         # Rows of groups (B, G, R, groups, g): a row is of one token, or of one group of tokens.
         rows = x.unflatten(2, (-1, self.tokens)).mT if self.tokens > 1 else x.unflatten(-1, (-1, self._group))
         return self._quantizer.encode(rows)
@@ -183,7 +189,11 @@ class _Coded:
     def _numbers(self, codes: Tensor, *scales: Tensor) -> Tensor:
         x = self._quantizer.decode(codes, *scales)
         x = x.mT.flatten(2, 3) if self.tokens > 1 else x.flatten(-2)
-        return x if self._turn is None else x @ self._turn.to(x.device)  # the matrix is its own inverse
+        return self._turned(x)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """There, and back: the matrix is its own inverse."""
+        return x if self._turn is None else x @ self._turn.to(x.device)
 
 
 def _cat(before: Tensor | None, after: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from pathlib import Path
 __all__ = ["Missing", "build_count", "cache_folder", "is_built", "load_library"]
 
 _SOURCES = {
-    name: (Path(__file__).parent / name).read_bytes() for name in ("decode.cpp", "pool.h", "products.h", "vectors.h")
+    name: (Path(__file__).parent / name).read_bytes()
+    for name in ("decode.cpp", "codes.h", "pool.h", "products.h", "vectors.h")
 }
 """Read with this module: what is built later fits the structures of ``library.py`` as they were imported, whoever may
 update the files under a run that has not sampled yet."""

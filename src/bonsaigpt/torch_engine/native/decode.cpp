@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "codes.h"
 #include "pool.h"
 #include "products.h"
 #include "vectors.h"

@@ -1,4 +1,4 @@
-"""The C interface of decode.cpp as ctypes sees it."""
+"""The C interface of decode.cpp and codes.h as ctypes sees it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ctypes import CFUNCTYPE, c_float, c_int32, c_int64, c_void_p
 
 from bonsaigpt.torch_engine.native.building import load_library
 
-__all__ = ["ATTEND", "MLPS", "REFUSALS", "ROPES", "Buffers", "Layer", "Matrix", "Model", "library"]
+__all__ = ["ATTEND", "MLPS", "REFUSALS", "ROPES", "Buffers", "Codes", "Layer", "Matrix", "Model", "library"]
 
 MLPS = {"gelu": 0, "gelu tanh": 1, "swiglu": 2, "relu2": 3}
 ROPES = {"none": 0, "halves": 1, "neighbours": 2}
@@ -64,6 +64,15 @@ class Buffers(ctypes.Structure):
     ]
 
 
+class Codes(ctypes.Structure):
+    """A row of numbers in groups, and of their codes."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("width", "group", "row_bytes")),
+        *((name, c_int32) for name in ("bits", "is_symmetric")),
+    ]
+
+
 def library() -> ctypes.CDLL:
     """The library with the types of its functions.
 
@@ -78,4 +87,6 @@ def library() -> ctypes.CDLL:
     found.bonsai_buffers.argtypes, found.bonsai_buffers.restype = [c_void_p, c_void_p], None
     found.bonsai_step.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p]
     found.bonsai_step.restype = c_int32
+    for coding in (found.bonsai_encode, found.bonsai_decode):
+        coding.argtypes, coding.restype = [c_void_p, c_int64, *[c_void_p] * 4], None
     return found
