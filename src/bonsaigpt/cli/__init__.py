@@ -28,6 +28,7 @@ VERBS = {
     "shrink": "train a run on with a smaller key/value cache",
     "compress": "make a trained run smaller: structured weights, block by block, then healing",
     "export": "write a model for other programs",
+    "fetch": "a model from the Hugging Face hub, into a folder",
     "sweep": "train a recipe over a grid of settings and several seeds",
     "study": "experiments by name: `bonsai study lr`, `bonsai study batch`",
     "bench": "how fast a model decodes here, against the machine's limit",

@@ -26,7 +26,14 @@ from bonsaigpt.config import ModelConfig, RunConfig, setting_docs, setting_names
 from bonsaigpt.data.tokenizers import Tokenizer, open_tokenizer
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, did_you_mean
-from bonsaigpt.interop import is_model_folder, is_torch_file, read_folder, read_torch_model, tokenizer_beside
+from bonsaigpt.interop import (
+    is_hub_name,
+    is_model_folder,
+    is_torch_file,
+    read_folder,
+    read_torch_model,
+    tokenizer_beside,
+)
 from bonsaigpt.progress import hushed, silent
 
 __all__ = [
@@ -288,6 +295,8 @@ def open_model(address: str, *, runs: Path = Path("runs")) -> Opened:
             padded = {"vocab_size": tokenizer.vocab_size, "vocab_multiple": config.vocabulary}
             config = config.model_copy(update=padded)
         return Opened(label=str(path), config=config, weights=weights, tokenizer=tokenizer, run=None, step=None)
+    if not path.exists() and not path.parent.exists() and is_hub_name(address):
+        raise CheckpointError(f"there is no model at {path}. If you mean one of the hub: bonsai fetch {address}")
     run = RunDirectory.open(path)
     checkpoint = run.load(which, optimizer=False)
     tokenizer = run.tokenizer
