@@ -95,6 +95,20 @@ def test_processes_train_as_one(
     assert errors(folder) == ""
 
 
+def test_layers_that_share_keys_and_values_train_in_shards(folder: Path, command: list[str]) -> None:
+    """A block hands keys and values on to the next: their gradient comes back to weights that were taken apart in the
+    meantime."""
+    argv = [*command, "--train.steps", "15", "--train.eval_interval", "15", "--model.n_layer", "2", *CUT]
+    sharing = [*argv, "--model.attention.share_kv", "2"]
+    assert run(folder, [*sharing, "--train.workers", "1", "--name", "one"]) == 0, errors(folder)
+    assert run(folder, [*argv, "--train.workers", "1", "--name", "own"]) == 0, errors(folder)
+    assert run_crowd(folder, [*sharing, "--name", "crowd", *FSDP], 2) == [0, 0], errors(folder)
+    assert gap(folder / "runs/crowd", folder / "runs/one") <= BAR
+    found, expected = (RunDirectory.open(folder / "runs" / name).load("last") for name in ("crowd", "one"))
+    assert distance(found, expected) <= BAR
+    assert gap(folder / "runs/own", folder / "runs/one") > 100 * BAR  # sharing is no other way to write the same
+
+
 WRONG = {
     # The mean of every process' own mean: what one gets who forgets that rows may be shared unevenly.
     "mean of means": """
