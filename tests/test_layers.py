@@ -19,7 +19,7 @@ FLOORS = [
     {"errors", "randomness", "files", "polar", "processes", "progress", "trace", "units"},
     {"config"},
     {"structure"},
-    {"spec", "kv", "sampling", "recipes"},
+    {"spec", "kv", "sampling", "recipes", "room"},
     {"data"},
     {"checkpoint"},
     {"engines", "torch_engine", "jax_engine"},

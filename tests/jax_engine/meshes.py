@@ -53,11 +53,11 @@ def main() -> None:
         name_of = "transformer.h.0.mlp.c_fc.weight"
         shard = weights[name_of].addressable_shards[0].data.shape
         kept = state.learned.moments.adam.mu[name_of].addressable_shards[0].data.shape
+        parts = engine.step_memory(config).parts if name != "data" else {}
         norm = float(np.sqrt(sum(np.sum(w.astype(np.float64) ** 2) for w in saved[0].values())))
         if process.is_main:
-            print(
-                json.dumps({"losses": losses, "score": score, "shard": shard, "kept": kept, "norm": norm}), flush=True
-            )
+            told = {"losses": losses, "score": score, "shard": shard, "kept": kept, "norm": norm, "parts": parts}
+            print(json.dumps(told), flush=True)
     engine.close()
 
 

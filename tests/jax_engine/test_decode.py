@@ -52,15 +52,19 @@ def test_pieces_steps_copies_and_going_back_are_the_whole_text(name: str) -> Non
     assert not near(decoder.step(np.array([1]), TEXT[9:10] + 1)[0], 9)
 
 
-def test_a_rows_bits_do_not_depend_on_its_neighbours() -> None:
+def test_a_rows_bits_do_not_depend_on_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on one that looks at more slots either."""
+    monkeypatch.setattr("bonsaigpt.jax_engine.decode._SMALLEST_WINDOW", 4)
     model = model_of("modern")
-    found = []
-    for neighbour in (TEXT[:9], TEXT[3:5]):
+    found, windows = [], []
+    for neighbour in (TEXT[:21], TEXT[3:5]):
         decoder = decoder_of(model, rows=3)
         decoder.prefill(1, TEXT[:4])
         decoder.prefill(2, neighbour)
-        rows = np.array([1, 2]) if len(neighbour) == 9 else np.array([1])
+        rows = np.array([1, 2]) if len(neighbour) == 21 else np.array([1])
+        windows.append([decoder._window(decoder.length(row) + 1) for row in rows])
         found.append(decoder.step(rows, np.full(len(rows), 7))[0])
+    assert windows == [[8, 24], [8]]
     assert np.array_equal(*found)
 
 

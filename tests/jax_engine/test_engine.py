@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 
 from bonsaigpt.cli import main
-from bonsaigpt.config import validate
+from bonsaigpt.config import derive, validate
+from bonsaigpt.data.batches import Batch
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.errors import ConfigError, DeviceError
+from bonsaigpt.processes import Process
+from bonsaigpt.trace import Room
 
 WITHOUT_JAX = """
 import sys
@@ -152,3 +156,94 @@ def test_a_run_changes_engines(
         assert main(["sample", "runs/both", "--prompt", "the", "--tokens", "12", "--engine", name]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def batch_of(rows: int) -> Batch:
+    made = np.random.default_rng(rows).integers(0, 7, (rows, 5))
+    return Batch(tokens_BT=made[:, :-1], targets_BT=made[:, 1:], count=4 * rows)
+
+
+def test_a_ramp_of_batches_compiles_few_programs(engine: Any) -> None:
+    """And its steps are what they are uncut."""
+    from bonsaigpt.jax_engine.step import cut
+
+    cuts = [cut(batch_of(rows), 5, full=20, devices=1) for rows in range(1, 21)]
+    assert {made.tokens.shape for made, _ in cuts} == {(1, 1, 4), (1, 2, 4), (1, 4, 4), (1, 5, 4), (2, 5, 4), (4, 5, 4)}
+    assert [parts for _, parts in cuts[::5]] == [1, 2, 3, 4]
+    model = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 4, "vocab_size": 7}
+    train = {"batch_size": 8, "micro_batch": 3, "precision": "fp32", "batch_ramp": {"kind": "linear", "steps": 9}}
+    config = validate({"model": model, "train": train}, origin="test")
+    state = engine.init(config)
+    told = [engine.step(state, batch_of(n), config=config, share=0.0, step=0).host() for n in (4, 5, 6, 7, 8)]
+    assert state.step.traces == 2  # two micro-batches of three rows, and up to four
+    whole = derive(config, train={"micro_batch": 7, "batch_size": 7, "batch_ramp": {"kind": "none"}})
+    alone = engine.step(engine.init(whole), batch_of(7), config=whole, share=0.0, step=0).host()
+    assert told[3] == pytest.approx(alone, rel=1e-5)
+    assert told[4] != pytest.approx(alone, rel=1e-5)  # the negative control: other rows
+
+
+def test_a_pass_takes_as_many_rows_as_fit(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "vocab_size": 65}
+    config = validate({"model": model, "train": {"batch_size": 24, "precision": "fp32"}}, origin="test")
+    rows = np.zeros((24, 33), np.int64)
+    batch = Batch(tokens_BT=rows[:, :-1], targets_BT=rows[:, 1:], count=24 * 32)
+    resolved, _ = engine.resolve(config, batch)
+    assert resolved.train.micro_batch == 24
+    needed = engine.step_memory(resolved)
+    assert needed.total == sum(needed.parts.values()) > needed.parts["weights"]
+    monkeypatch.setattr(engine, "room", lambda: Room(free=needed.total * 2 // 3, total=10**12), raising=False)
+    resolved, why = engine.resolve(config, batch)
+    assert 1 < resolved.train.micro_batch < 24
+    assert engine.step_memory(resolved).total <= engine.room().usable
+    assert "24 need" in why["train.micro_batch"]
+    monkeypatch.setattr(engine, "room", lambda: Room(free=1000, total=1000), raising=False)
+    with pytest.raises(DeviceError, match="this model needs"):
+        engine.check_fits(config)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A device that is not here."""
+
+    platform: str
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(("platform", "devices", "times"), [("gpu", 4, 4), ("cpu", 8, 1)])
+def test_the_ceiling_is_that_of_all_devices(
+    engine: Any, platform: str, devices: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of CPUs by other names it is that of the one."""
+    monkeypatch.setattr(engine, "placement", replace(engine.placement, devices=(Chip(platform),) * devices))
+    monkeypatch.setitem(vars(engine), "_ceiling", 1e9)
+    assert engine.peak_flops() == times * 1e9
+
+
+@pytest.mark.parametrize(("here", "own"), [("4", [3]), ("1", None)])
+def test_processes_of_one_machine_share_its_gpus_out(here: str, own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jax")
+    from bonsaigpt.jax_engine.distributed import World
+
+    told: list[Any] = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda address, **words: told.append((address, words)))
+    for name, value in {"MASTER_ADDR": "host", "MASTER_PORT": "29500", "LOCAL_WORLD_SIZE": here}.items():
+        monkeypatch.setenv(name, value)
+    World(Process(rank=7, size=8, local_rank=3))
+    assert told == [("host:29501", {"num_processes": 8, "process_id": 7, "local_device_ids": own})]
+
+
+@pytest.mark.parametrize(("width", "fused"), [(64, True), (12, False), (160, False)])
+def test_cudnn_is_asked_for_heads_that_it_takes(width: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    jax = pytest.importorskip("jax")
+    from bonsaigpt.jax_engine.attention import attend
+
+    asked: list[str] = []
+
+    def kernel(q: Any, k: Any, v: Any, *, is_causal: bool, implementation: str) -> Any:
+        asked.append(implementation)
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q = jax.numpy.ones((1, 2, 4, width), jax.numpy.bfloat16)
+    assert attend(q, q, q, None, fused=True).shape == q.shape
+    assert asked == ["cudnn"] * fused

@@ -51,6 +51,10 @@ def test_eight_devices_are_one() -> None:
     assert not same(one | {"score": one["score"] * (1 + 4e-6)}, one)  # the negative control
     assert [tuple(found["shard"]) for found in (one, sharded, both)] == [(128, 32), (128, 4), (32, 16)]
     assert [found["kept"] for found in (one, sharded, both)] == [found["shard"] for found in (one, sharded, both)]
+    held = [found["parts"] for found in (one, sharded, both)]
+    assert all(min(parts.values()) > 0 for parts in held)
+    assert held[1]["weights"] < held[0]["weights"] / 4  # a device's own, not all of them
+    assert held[1]["optimizer"] < held[0]["optimizer"] / 4
 
 
 @pytest.mark.slow
@@ -60,14 +64,40 @@ def test_every_mesh(devices: int) -> None:
     assert all(same(found, one) for found in others)
 
 
-@pytest.mark.slow
-def test_two_processes_are_one() -> None:
-    [one] = results(start("one", devices=1))
+def ranks() -> list[dict[str, str]]:
+    """What torchrun tells two processes of one machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1] - 1
-    rank = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    pair = [start("fsdp", devices=2, **rank, RANK=str(i), LOCAL_RANK=str(i)) for i in range(2)]
+    all_know = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [all_know | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(2)]
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_two_processes_ends(tmp_path: Path, tiny_text: Path, tiny_flags: list[str]) -> None:
+    """What the main process measures alone does not wait for the other."""
+    words = ["train", "my-text", "--data.path", str(tiny_text), "--data.tokenizer.kind", "chars", *tiny_flags]
+    command = [sys.executable, "-m", "bonsaigpt", *words, "--engine", "jax", "--train.parallel", "fsdp", "--dry-run"]
+    pair = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=os.environ | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ranks()
+    ]
+    try:
+        told = [process.communicate(timeout=300) for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert [process.returncode for process in pair] == [0, 0], told
+    assert "nothing was trained" in told[0][0]
+    assert "of training, a full step takes" in told[0][0]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one() -> None:
+    [one] = results(start("one", devices=1))
+    pair = [start("fsdp", devices=2, **rank) for rank in ranks()]
     found = [results(process) for process in pair]
     assert found[1] == []  # the main process alone speaks
     assert len(found[0]) == 1

@@ -11,9 +11,9 @@ import torch
 
 from bonsaigpt.config import PRESETS, RunConfig, derive, validate
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.room import at_most
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.memory import count_step
-from bonsaigpt.torch_engine.room import at_most
 from bonsaigpt.trace import StepMemory
 from tests.torch_engine.variants import VARIANTS
 

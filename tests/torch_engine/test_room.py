@@ -12,10 +12,11 @@ import torch
 from bonsaigpt.config import RunConfig, validate
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import DeviceError
+from bonsaigpt.room import Choice, _in_container, at_least, at_most, choose_rows, fitting_rows
 from bonsaigpt.torch_engine import engine as engine_module
+from bonsaigpt.torch_engine.device import room
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.memory import count_step
-from bonsaigpt.torch_engine.room import Choice, _in_container, at_least, at_most, choose_rows, fitting_rows, room
 from bonsaigpt.trace import Room
 
 ENGINE = TorchEngine(device="cpu", threads=1, workers=1)

@@ -20,6 +20,9 @@ from bonsaigpt.jax_engine.rope import rotate
 
 __all__ = ["Kept", "Seen", "Where", "attend", "attention", "causal_mask", "document_mask", "masks", "write"]
 
+_WIDEST = 128
+"""Head width that cuDNN's flash attention takes on every GPU that has it."""
+
 Seen: TypeAlias = tuple[Array, Array]
 """Keys and values (B, G, S, K) that a layer looked at, for the layers that share them."""
 Kept: TypeAlias = tuple[Array, ...]
@@ -84,12 +87,12 @@ def attend(
     Args:
         rate: of dropout on the shares, where there is a ``key``.
         sinks_H: for each head a score that takes part in the softmax and has no value.
-        fused: by cuDNN where it is possible: bf16, no mask, no sinks, no dropout.
+        fused: by cuDNN where it is possible: bf16, heads of a width that it takes, no mask, no sinks, no dropout.
     """
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1:3]
     is_plain = mask_BTS is None and sinks_H is None and (key is None or rate == 0.0)
-    if fused and is_plain and q_BHTK.dtype == jnp.bfloat16:
+    if fused and is_plain and q_BHTK.dtype == jnp.bfloat16 and K % 8 == 0 and K <= _WIDEST:
         q, k, v = (t.swapaxes(1, 2) for t in (q_BHTK, k_BGSK, v_BGSK))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
     wide = jnp.promote_types(q_BHTK.dtype, jnp.float32)  # of the softmax

@@ -155,13 +155,18 @@ class JaxDecoder:
         self._check(asked, tokens, 1)
         if (logits_V := self._go_on(int(tokens[0])) if self.rows == 1 else None) is not None:
             return logits_V[None]
-        all_tokens, starts = np.zeros(self.rows, np.int32), np.full(self.rows, self.block_size, np.int32)
-        all_tokens[asked], starts[asked] = tokens, [self.length(row) for row in asked]
-        seen = self._window(max(starts[asked].tolist()) + 1)
-        self._cache, logits_BV = self._step(self._params, self._cache, all_tokens, starts, seen=seen)
+        alike: dict[int, list[int]] = {}
+        for place, row in enumerate(asked):  # a sum over more slots has other bits, so each row has its own window
+            alike.setdefault(self._window(self.length(row) + 1), []).append(place)
+        found = np.empty((len(asked), self.vocabulary), np.float32)
+        for seen, places in alike.items():
+            those = [asked[place] for place in places]
+            all_tokens, starts = np.zeros(self.rows, np.int32), np.full(self.rows, self.block_size, np.int32)
+            all_tokens[those], starts[those] = tokens[places], [self.length(row) for row in those]
+            self._cache, logits_BV = self._step(self._params, self._cache, all_tokens, starts, seen=seen)
+            found[places] = np.asarray(logits_BV)[those]
         for row, token in zip(asked, tokens, strict=True):
             self._tokens[row].append(int(token))
-        found = np.asarray(logits_BV)[asked]
         self._likeliest = int(found[0].argmax())
         return found
 
@@ -239,7 +244,9 @@ class JaxDecoder:
         return np.concatenate(found)
 
     def _window(self, slots: int) -> int:
-        """The smallest bound, of few, on so many slots."""
+        """The smallest bound, of few, on so many slots; a state has none."""
+        if self.config.attention.kind == "linear":
+            return _SMALLEST_WINDOW
         return min(self.block_size, max(_SMALLEST_WINDOW, 1 << (slots - 1).bit_length()))
 
     def _check(self, rows: list[int], tokens: np.ndarray, count: int) -> None:

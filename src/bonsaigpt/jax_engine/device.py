@@ -24,9 +24,14 @@ class Placement:
     why: str
 
     @property
+    def own(self) -> tuple[Any, ...]:
+        """Those of this process."""
+        return tuple(device for device in self.devices if device.process_index == jax.process_index())
+
+    @property
     def device(self) -> Any:
         """The first of this process."""
-        return next(device for device in self.devices if device.process_index == jax.process_index())
+        return self.own[0]
 
     @property
     def is_gpu(self) -> bool:

@@ -29,7 +29,9 @@ class World(Company):
         super().__init__(process)
         if self.size > 1:
             address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT']) + 1}"
-            jax.distributed.initialize(address, num_processes=self.size, process_id=process.rank)
+            # Of several processes on one machine each has the GPU of its number; one alone has all that are there.
+            own = [process.local_rank] if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 else None
+            jax.distributed.initialize(address, num_processes=self.size, process_id=process.rank, local_device_ids=own)
 
     def _broadcast(self, value: Any) -> Any:
         words = np.frombuffer(json.dumps(value).encode() if self.is_main else b"", dtype=np.uint8)

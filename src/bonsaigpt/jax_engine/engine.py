@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from copy import copy
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -38,40 +40,15 @@ from bonsaigpt.jax_engine.model import Model, Params, flat, forward, init, narro
 from bonsaigpt.jax_engine.observing import observe
 from bonsaigpt.jax_engine.refusing import REFUSED, refuse, refuse_model, refuse_run
 from bonsaigpt.jax_engine.rounding import rounded
+from bonsaigpt.jax_engine.states import State, StepMetrics
 from bonsaigpt.jax_engine.step import Learned, cut, evaluate_rows, fresh, rows_of, token_losses, train_step
 from bonsaigpt.processes import Process
+from bonsaigpt.room import Choice, choose_rows, host_room, refuse_hopeless
 from bonsaigpt.spec import parameters
 from bonsaigpt.structure import MATERIALISED, merge
 from bonsaigpt.trace import Look, Observed, Room, StepMemory
 
-__all__ = ["JaxEngine", "State", "StepMetrics"]
-
-
-@dataclass
-class State:
-    """A run's state; each step puts a new tree in the place of the old one."""
-
-    config: RunConfig
-    learned: Learned
-    mesh: Mesh
-    step: Program
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """Left on the device until somebody asks."""
-
-    figures: jax.Array
-    """Loss sum, gradient norm, steps skipped, skipped in a row."""
-    count: int
-
-    def host(self) -> dict[str, float]:
-        """``loss`` (nats a token), ``grad_norm`` (before clipping), ``skipped`` steps so far and in a row; waits."""
-        loss_sum, norm, skipped, in_a_row = np.asarray(self.figures).tolist()
-        return {"loss": loss_sum / self.count, "grad_norm": norm, "skipped": skipped, "skipped_in_a_row": in_a_row}
-
-    def health(self) -> None:
-        """Nothing: this engine takes no looks."""
+__all__ = ["JaxEngine"]
 
 
 class JaxEngine:
@@ -117,7 +94,8 @@ class JaxEngine:
             DeviceError: in one sentence what it is, and what does.
         """
         refuse_run(config)
-        self._mesh(config)
+        shards = self._mesh(config).size if config.train.parallel == "fsdp" else config.train.tensor_parallel
+        refuse_hopeless(config, self.room(), shards=shards)
 
     def resolve(
         self, config: RunConfig, batch: Batch, *, begin: int = 0, say: Callable[[str], None] = lambda line: None
@@ -127,9 +105,8 @@ class JaxEngine:
         What PyTorch alone has (workers, torch.compile, its kernels) stays open, so that a run may go on there.
         """
         why = {"train.precision": self.placement.why.partition("; ")[2]}
-        if config.train.micro_batch == 0:
-            config = derive(config, train={"micro_batch": config.train.batch_size})
-            why["train.micro_batch"] = "the whole batch in one pass"
+        choice = self._rows_of_a_pass(config)
+        config, why["train.micro_batch"] = derive(config, train={"micro_batch": choice.rows}), choice.why
         if config.train.precision == "auto" and not self.placement.is_gpu:
             config = derive(config, train={"precision": "fp32"})
         matrices = config.optim.matrices
@@ -141,21 +118,35 @@ class JaxEngine:
             why["train.health"] = "no looks at health are taken in JAX"
         return config, why
 
+    def _rows_of_a_pass(self, config: RunConfig) -> Choice:
+        rows = config.train.micro_batch or config.train.batch_size
+
+        def count(rows: int, **more: Any) -> int:
+            return self.step_memory(derive(config, train={"micro_batch": rows, **more})).total
+
+        least = partial(count, 1)
+        return choose_rows(config, count, least=least, rows=rows, own=rows, workers=1, space=self.room())
+
     def step_memory(self, config: RunConfig) -> StepMemory:
-        """The bytes that a step of a resolved configuration will hold, as XLA counts them; it is compiled for that."""
+        """The bytes that a step of a resolved configuration will hold on a device of this process, as XLA counts them;
+        it is compiled for that."""
         learned = self._blank(config)
-        weights, state = (
-            sum(w.size * w.dtype.itemsize for w in jax.tree.leaves(tree)) for tree in (learned.params, learned.moments)
-        )
-        rest = self.report(config).total - weights - state
-        parts = {"weights": weights, "optimizer": state, "gradients and activations": rest}
-        return StepMemory(parts=parts, state=state)
+        layout = sharding.of_learned(config, self._alone(config)._mesh(config), learned)
+
+        def held(values: Any, where: Any) -> int:
+            each = jax.tree.map(lambda w, s: math.prod(s.shard_shape(w.shape)) * w.dtype.itemsize, values, where)
+            return sum(jax.tree.leaves(each))
+
+        weights, moments = held(learned.params, layout.params), held(learned.moments, layout.moments)
+        rest = self.report(config).total - weights - moments
+        parts = {"weights": weights, "optimizer": moments, "gradients and activations": rest}
+        return StepMemory(parts=parts, state=sum(w.size * w.dtype.itemsize for w in jax.tree.leaves(learned.moments)))
 
     def report(self, config: RunConfig) -> Report:
-        """What compiling the step of a resolved configuration takes and makes."""
+        """What compiling the step of a resolved configuration takes and makes, for the devices of this process."""
         B, T = config.train.batch_size, config.model.block_size
         blank = Batch(tokens_BT=np.zeros((B, T)), targets_BT=np.zeros((B, T)), count=B * T)
-        mesh, learned = self._mesh(config), self._blank(config)
+        mesh, learned = self._alone(config)._mesh(config), self._blank(config)
         layout = sharding.of_learned(config, mesh, learned)
         learned = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), learned, layout)
         program = self._program(config, mesh, layout)
@@ -165,19 +156,29 @@ class JaxEngine:
         """The shapes of a state."""
         return jax.eval_shape(lambda: fresh(config, init(config.model, config.seed)))
 
+    def _alone(self, config: RunConfig) -> JaxEngine:
+        """This process with its devices, as long as they can share matrices as the run does: what one process does
+        for itself must not wait for others."""
+        own, alone = self.placement.own, copy(self)
+        if self.world.size > 1 and len(own) % config.train.tensor_parallel == 0:
+            alone.world, alone.placement = World(Process()), replace(self.placement, devices=own)
+        return alone
+
     def room(self) -> Room | None:
-        """The memory of the device, where it tells."""
+        """The memory of a device; on a CPU this process' part, as others may share it."""
         stats = self.placement.device.memory_stats() or {}
-        if "bytes_limit" not in stats:
-            return None
-        return Room(stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"])
+        if "bytes_limit" in stats:
+            return Room(stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"])
+        found = None if self.placement.is_gpu else host_room()
+        return None if found is None else Room(found.free // self.world.size, found.total)
 
     def time_steps(self, config: RunConfig, batch: Batch, count: int) -> list[float]:
-        """Seconds of a first step on scratch weights, which compiles, and of ``count`` more."""
-        state, seconds = self.init(config), []
+        """Seconds of a first step on scratch weights with this process' rows, which compiles, and of ``count`` more."""
+        alone, batch = self._alone(config), batch.share(0, self.world.size)
+        state, seconds = alone.init(config), []
         for step in range(1 + count):
             began = time.perf_counter()
-            self.step(state, batch, config=config, share=1.0, step=step).host()
+            alone.step(state, batch, config=config, share=1.0, step=step).host()
             seconds.append(time.perf_counter() - began)
         return seconds
 
@@ -281,10 +282,11 @@ class JaxEngine:
 
     def _arguments(self, config: RunConfig, mesh: Mesh, batch: Batch, share: float, step: int) -> tuple[Any, ...]:
         """All but the state."""
-        whole = config.train.micro_batch or config.train.batch_size
-        rows = max(1, whole * config.model.block_size // batch.tokens_BT.shape[1])  # the setting counts whole blocks
-        parts = sharding.place(cut(batch, rows, devices=mesh.shape["data"]), sharding.of_batch(mesh, rows=1))
-        return parts, np.float32(batch.count), np.float32(share), np.int32(step)
+        train, shrunk = config.train, config.model.block_size / batch.tokens_BT.shape[1]  # settings count whole blocks
+        most, full = (max(1, int(rows * shrunk)) for rows in (train.micro_batch or train.batch_size, train.batch_size))
+        cuts, parts = cut(batch, most, full=full, devices=mesh.shape["data"])
+        rows = sharding.place(cuts, sharding.of_batch(mesh, rows=1))
+        return rows, np.int32(parts), np.float32(batch.count), np.float32(share), np.int32(step)
 
     def _constants(self, config: RunConfig) -> dict[str, Any]:
         plain = config.train.attention_kernel == "plain"
@@ -326,7 +328,7 @@ class JaxEngine:
         matrix are merged into it, once."""
         refuse_model(config)
         config, values = merge(config, values, which=lambda _, s: s.macs(s.cheapest) >= s.macs(MATERIALISED))
-        mesh = sharding.make_mesh(self.placement.devices)
+        mesh = sharding.make_mesh(self.placement.own)  # one process may ask alone
         return Model(config, sharding.place(nested(config, values), sharding.whole(mesh)))
 
     def model_of(self, state: State) -> Model:
@@ -380,8 +382,9 @@ class JaxEngine:
         return self.product_rate(seconds=0.2)
 
     def peak_flops(self) -> float:
-        """Operations a second of the fastest product that was measured here."""
-        return self._ceiling
+        """Operations a second that the devices of all processes can do at most, by a product measured on one of them;
+        those of a CPU in one process share its cores."""
+        return self._ceiling * (len(self.placement.devices) if self.placement.is_gpu else self.world.size)
 
     def product_rate(self, shape: tuple[int, int, int] | None = None, *, seconds: float) -> float:
         """Operations a second of a product (m, k) times (k, n), measured; without a shape, of a large square one."""

@@ -1,7 +1,7 @@
 """One optimizer step over micro-batches, and the evaluation of a batch: pure functions of the configuration and trees.
 
-The batch is cut into micro-batches of equal shape, which ``lax.scan`` goes through: the program is as large for sixteen
-as for one. Dropout is a function of (seed, step, micro-batch).
+The batch is cut into micro-batches of equal shape, which a loop of XLA's goes through: the program is as large for
+sixteen as for one, and the same for fifteen. Dropout is a function of (seed, step, micro-batch).
 """
 
 from __future__ import annotations
@@ -62,19 +62,33 @@ def rows_of(batch: Batch, *, rows: int = 0) -> Rows:
     return Rows(made(batch.tokens_BT, 0), made(batch.targets_BT, IGNORE), documents)
 
 
-def cut(batch: Batch, most: int, *, devices: int = 1) -> Rows:
-    """The batch in equal micro-batches of at most ``most`` rows each, filled up with empty rows so that they are equal
-    and each of so many ``devices`` takes as many rows as any other."""
+def cut(batch: Batch, most: int, *, full: int = 0, devices: int = 1) -> tuple[Rows, int]:
+    """The batch in equal micro-batches of at most ``most`` rows each, and how many of them hold something.
+
+    They are filled up with empty rows, so that all are equal and each of so many ``devices`` takes as many rows as any
+    other. A ramp of batches up to ``full`` rows makes few shapes, each of which is compiled: a micro-batch has as many
+    rows as one of a full batch, or a power of two where the whole batch is smaller, and the number of them is a power
+    of two, of which a step computes those that hold something.
+    """
     total = len(batch.tokens_BT)
-    parts = -(-total // most)
-    rows = -(-total // parts // devices) * devices
-    return jax.tree.map(lambda a: a.reshape(parts, rows, a.shape[1]), rows_of(batch, rows=parts * rows))
+    full = max(full, total)
+    rows = min(-(-full // -(-full // most)), _power_of_two(total) if total < full else total)
+    rows = -(-rows // devices) * devices
+    parts = -(-total // rows)
+    held = _power_of_two(parts)
+    return jax.tree.map(lambda a: a.reshape(held, rows, a.shape[1]), rows_of(batch, rows=held * rows)), parts
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is no less."""
+    return 1 << (number - 1).bit_length()
 
 
 def train_step(
     config: RunConfig,
     learned: Learned,
     batch: Rows,
+    parts: Array,
     count: Array,
     share: Array,
     step: Array,
@@ -86,7 +100,7 @@ def train_step(
     clipping, steps skipped, skipped in a row.
 
     Args:
-        batch: cut into micro-batches.
+        batch: cut into micro-batches, of which the first ``parts`` count.
         count: targets that count in the whole batch: the gradient is of the mean over them, however it is cut.
         share: of the peak learning rates.
         dtype: number format of the matrix products.
@@ -111,16 +125,16 @@ def train_step(
         return objective / count, summed
 
     learn = jax.grad(objective, has_aux=True)
-    parts = len(batch.tokens)
-    if parts == 1:
+    if len(batch.tokens) == 1:
         gradient, summed = learn(learned.params, jax.tree.map(lambda a: a[0], batch), jnp.zeros((), jnp.int32))
     else:
 
-        def add(sums: tuple[Params, Array], part: tuple[Rows, Array]) -> tuple[tuple[Params, Array], None]:
-            return jax.tree.map(jnp.add, sums, learn(learned.params, *part)), None
+        def add(part: Array, sums: tuple[Params, Array]) -> tuple[Params, Array]:
+            rows = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, part, keepdims=False), batch)
+            return jax.tree.map(jnp.add, sums, learn(learned.params, rows, part))
 
         zeros = jax.tree.map(jnp.zeros_like, learned.params), jnp.zeros((), jnp.float32)
-        (gradient, summed), _ = lax.scan(add, zeros, (batch, jnp.arange(parts)))
+        gradient, summed = lax.fori_loop(0, parts, add, zeros)
     clipped, norm = optim.clip(config, flat(gradient))
     keep, judged = guard.judge(config.train.guard, learned.guard, norm, summed)
     weights, moments = optim.update(config, flat(learned.params), clipped, learned.moments, share=share, keep=keep)

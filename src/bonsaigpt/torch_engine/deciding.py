@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from bonsaigpt.config import MuonMatrices, RunConfig, derive
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.room import Choice, choose_rows
 from bonsaigpt.torch_engine.compiling import decide_compiling
 from bonsaigpt.torch_engine.formats import decide_matrices, decide_precision
-from bonsaigpt.torch_engine.room import Choice, choose_rows
 from bonsaigpt.units import named
 
 if TYPE_CHECKING:

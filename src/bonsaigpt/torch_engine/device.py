@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from bonsaigpt.errors import DeviceError
+from bonsaigpt.room import host_room
+from bonsaigpt.trace import Room
 from bonsaigpt.units import named
 
-__all__ = ["NUMBER_FORMATS", "Placement", "bf16_native", "choose_placement", "synchronize"]
+__all__ = ["NUMBER_FORMATS", "Placement", "bf16_native", "choose_placement", "room", "synchronize"]
 
 
 NUMBER_FORMATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,6 +104,17 @@ def bf16_native(device: torch.device) -> tuple[bool, str]:
             return True, "this CPU has bf16 instructions"
         return False, "this CPU has no bf16 matrix instructions"
     return False, f"bf16 on {device.type} was not measured"
+
+
+def room(device: torch.device) -> Room | None:
+    """The memory of a device, and what of it is free now; None where the system does not tell."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Room(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return Room(total - torch.mps.driver_allocated_memory(), total)
+    return host_room()
 
 
 def synchronize(device: torch.device) -> None:

@@ -20,13 +20,14 @@ from bonsaigpt.data.batches import Batch
 from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.processes import Process
+from bonsaigpt.room import refuse_hopeless
 from bonsaigpt.torch_engine.cache import FullCache
 from bonsaigpt.torch_engine.calibrate import map_sums
 from bonsaigpt.torch_engine.carry import Carried
 from bonsaigpt.torch_engine.ceiling import ceiling, copy_rate, product_rate, read_rate
 from bonsaigpt.torch_engine.deciding import decide
 from bonsaigpt.torch_engine.decode import make_decoder
-from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement
+from bonsaigpt.torch_engine.device import NUMBER_FORMATS, Placement, choose_placement, room
 from bonsaigpt.torch_engine.distributed import World, own_device
 from bonsaigpt.torch_engine.eager import EagerDecoder
 from bonsaigpt.torch_engine.fit_mlp import fit_mlp
@@ -39,7 +40,6 @@ from bonsaigpt.torch_engine.native.decoder import NativeDecoder
 from bonsaigpt.torch_engine.observing import observe
 from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.torch_engine.profiling import mark, record
-from bonsaigpt.torch_engine.room import refuse_hopeless, room
 from bonsaigpt.torch_engine.rounding import Weights, rounded
 from bonsaigpt.torch_engine.scoring import choice_scores, target_scores
 from bonsaigpt.torch_engine.states import load_optimizer, make_state

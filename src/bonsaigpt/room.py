@@ -10,25 +10,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-import torch
-
 from bonsaigpt.config import LogitsDistill, RunConfig
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.trace import Room
 from bonsaigpt.units import named, size
 
-__all__ = ["Choice", "at_least", "at_most", "choose_rows", "fitting_rows", "refuse_hopeless", "room"]
+__all__ = ["Choice", "at_least", "at_most", "choose_rows", "fitting_rows", "host_room", "refuse_hopeless"]
 
 
-def room(device: torch.device) -> Room | None:
-    """What the device has, and what of it is free now; None where the system does not tell."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return Room(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total)
-    if device.type == "mps":
-        total = torch.mps.recommended_max_memory()
-        return Room(total - torch.mps.driver_allocated_memory(), total)
+def host_room() -> Room | None:
+    """What this machine has, and what of it is free now; None where the system does not tell."""
     try:
         lines = [line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()]
         sizes = {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}
