@@ -16,7 +16,7 @@ from bonsaigpt.data.tokenizers import CharTokenizer
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import cut, read_windows
-from bonsaigpt.study.kv import OWN, Bench, KVPoint, Subject, frontier, policies, variant_policies
+from bonsaigpt.study.kv import OWN, Bench, KVPoint, Reference, Subject, frontier, policies, variant_policies
 from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import search
 from bonsaigpt.study.kv_seen import kept, to_see, to_write, written
@@ -164,6 +164,18 @@ def test_the_page_the_table_and_their_commands(bench: Bench, tmp_path: Path) -> 
         assert read_policy(words[4]) == replace_chunk(p.policy)
         assert float(row["added"]) == pytest.approx(p.added, rel=1e-4)
     assert write_kv(replace(study, points=points[:1]), tmp_path)
+
+
+def test_the_formats_of_eight_bits_are_ranked_with_their_intervals() -> None:
+    points = [
+        replace(point(9, 0.001), model="m", policy=f"window(8), {form}", kl=kl, low=low, high=0.004)
+        for form, kl, low in (("e4m3", 0.0003, -0.001), ("int8", 0.00001, 0.0), ("e5m2", 0.001, 0.002))
+    ]
+    best = Reference(name="everything", loss=1.0, by_position=[])
+    study = KVStudy(label="m", block=8, tokens=9, chunk=1, references=[best], best=best, points=points)
+    ranked = [study.verdict.index(form) for form in ("int8", "e4m3", "e5m2")]
+    assert ranked == sorted(ranked)
+    assert "e4m3 (KL 0.00030; -0.0010 to +0.0040 nats)" in study.verdict
 
 
 def replace_chunk(policy: str) -> KVConfig:

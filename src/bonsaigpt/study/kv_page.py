@@ -63,8 +63,9 @@ class KVStudy:
         eight = [p for p in self._of_base if p.policy.split(", ", 1)[1:] in (["int8"], ["e4m3"], ["e5m2"])]
         eight = [p for p in eight if p.policy.startswith(f"window({self.block})")]
         if eight:
-            least = min(eight, key=lambda p: p.kl)
-            words.append(f"Of the 8-bit formats {least.policy.split(', ')[1]} is nearest (KL {least.kl:.5f}).")
+            near = sorted(eight, key=lambda p: p.kl)
+            told = [f"{p.policy.split(', ')[1]} (KL {p.kl:.5f}; {p.low:+.4f} to {p.high:+.4f} nats)" for p in near]
+            words.append(f"Of the 8-bit formats, the nearest to exact first: {', '.join(told)}.")
         for limit in (0.01, 0.05):
             for of, points in (("", self._of_base), ("by training, ", self._of_variants)):
                 within = [p for p in points if p.high <= limit]
