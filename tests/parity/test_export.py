@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,19 @@ def test_half_precision_rounds_to_the_nearest(dtype: Any, tmp_path: Path) -> Non
     assert torch.equal(torch.cat(parts), head)
 
 
+_LOOK_ALIKES = (
+    "<|endoftext", "|endoftext|>", "<|EndOfText|>", "< |endoftext|>", "<|endoftext |>", "<|im_start|>", "<s>", "</s>",
+    "<unk>", "<unknown>", "[UNK]", "[PAD]", "##ing", "\u2581the", "\u0120the", "<0x0A>",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+)  # fmt: skip
+"""What is a special token or a piece elsewhere, or almost one here; and a family in one glyph."""
+
+
 def mixed(size: int) -> str:
-    """Several languages, source code and odd characters, at least ``size`` bytes."""
-    return czech(size // 4) + chinese(size // 4) + python(size // 4) + unicode(size // 4 + 1)
+    """Several languages, source code, odd characters and what looks like special tokens, at least ``size`` bytes."""
+    rng = random.Random(1)
+    strange = "".join(rng.choice(_LOOK_ALIKES) + rng.choice(["", " ", "\n", "  x"]) for _ in range(size // 40))
+    return czech(size // 4) + chinese(size // 4) + python(size // 4) + strange + unicode(size // 4 + 1)
 
 
 @pytest.mark.parametrize("size", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
