@@ -236,6 +236,19 @@ def test_points_of_several_models_are_told_apart(tmp_path: Path) -> None:
     assert [point["name"] for point in found["points"]] == ["a: int8", "b: int8"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [("sinks(4)+window(28), int8", "sinks+window"), ("full, int4(group=4), chunk=1", "full"), ("window(8)", "window")],
+)
+def test_policies_are_coloured_by_what_they_keep(policy: str, kept: str, tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    table = f'policy,bits_per_token,added,low,high,frontier,command\n"{policy}",64,0.01,0,0.02,1,bonsai eval a\n'
+    (tmp_path / "studies" / "kv.csv").write_text(table)
+    found = read_study(tmp_path, "kv")
+    assert found is not None
+    assert [point["group"] for point in found["points"]] == [kept]
+
+
 def test_nothing_else_is_answered(client: TestClient, runs: Path) -> None:
     (runs.parent / "secret").mkdir(exist_ok=True)
     make_run(runs.parent / "secret" / "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def _ends(row: Row) -> tuple[float, float] | None:
 
 
 def _family(row: Row) -> str:
-    return row["policy"].partition("(")[0]
+    """What a policy keeps, in whatever number and format: ``sinks+window`` of ``sinks(4)+window(28), int8``."""
+    return re.sub(r"\([^)]*\)", "", row["policy"]).partition(",")[0]
 
 
 _KINDS = {
