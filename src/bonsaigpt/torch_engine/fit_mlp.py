@@ -56,7 +56,7 @@ def fit_mlp(
     groups = [{"params": [p], "size": sizes[name]} for name, p in parameters.items()]
     adam = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
     before, kept = _error(module, data), {n: p.detach().clone() for n, p in parameters.items()}
-    rows = max(1, _BATCH // max(1, data[0][0].shape[0] * data[0][0].shape[1]))
+    rows = min(len(data), max(1, _BATCH // max(1, data[0][0].shape[0] * data[0][0].shape[1])))  # all there is at most
     for step in range(steps):
         share = min(1.0, (step + 1) / (0.05 * steps)) * (1.0 - step / steps)
         for group in adam.param_groups:
