@@ -77,8 +77,6 @@ def engine() -> Any:
         ({"model": {"mlp": {"kind": "moe"}}}, "mixtures of experts"),
         ({"optim": {"distill": {"kind": "logits", "teacher": "x"}}}, "teacher"),
         ({"train": {"kv": "window(8), int4"}}, "cache policy"),
-        ({"model": {"structure": {"*.c_fc.weight": {"kind": "dora", "rank": 2}}}}, "adapters"),
-        ({"optim": {"lr_scale": {"*.wte.*": 0.0}}}, "freeze"),
         (
             {"train": {"memory": {"kind": "hidden", "length": 4}}, "data": {"kind": "stdlib", "order": "streams"}},
             "memory",

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from bonsaigpt.checkpoint import Arrays
 from bonsaigpt.config import ModelConfig, RunConfig, derive, validate
 from bonsaigpt.data.batches import Batch
+from bonsaigpt.errors import ConfigError
 from bonsaigpt.jax_engine.engine import JaxEngine
 from bonsaigpt.jax_engine.loss import loss
 from bonsaigpt.jax_engine.model import nested
@@ -258,6 +259,33 @@ def test_a_state_goes_from_engine_to_engine_bit_for_bit(name: str) -> None:
     forgetful = JAX.restore(config, saved[0], {})  # the negative control: without the optimizer's state
     steps_of(JAX, config, forgetful, 3, 5)
     assert relative_error(JAX.arrays(forgetful)[0], JAX.arrays(moved)[0]) > 1e-4
+
+
+ADAPTERS = {
+    "*.attn.c_attn.weight": {"kind": "dora", "rank": 2},
+    "*.attn.c_proj.weight": {"kind": "lora", "rank": 2},
+    "*.c_fc.weight": {"kind": "lokr", "a_shape": [16, 8]},
+}
+FROZEN = {"*": 0.0, "*.delta.*": 2.0, "*.magnitude": 1.0, "*.ln_1.*": 0.5}
+
+
+def test_adapters_on_frozen_weights() -> None:
+    """All levels agree, and a step changes what is to be trained and nothing else."""
+    model = variant("gpt2", n_layer=1, structure=ADAPTERS)
+    frozen = comparable(derive(RunConfig(), model=model.model_dump(), optim={"lr_scale": FROZEN, "eps": 1e-5}))
+    values, (tokens, targets) = lively(model), text(model)
+    batch = batch_of(tokens, targets)
+    truth, reference = (TORCH.observe(frozen, values, {}, batch, double=double) for double in (True, False))
+    found = JAX.observe(frozen, values, {}, batch)
+    assert not divergence(truth, reference, found)
+    moved = {name for name, value in values.items() if not np.array_equal(found["step"][name], value)}
+    wished = {name for name in values if "delta" in name or name.endswith("magnitude") or "ln_1" in name}
+    assert moved == wished == found["gradients"].keys()
+    free = comparable(derive(frozen, optim={"lr_scale": {}}))  # the negative control
+    params = nested(model, {name: jnp.asarray(value) for name, value in values.items()})
+    assert observe(free, params, rows_of(batch), jnp.float32(batch.count))["gradients"].keys() > wished
+    with pytest.raises(ConfigError, match="freezes every parameter"):
+        JAX.init(comparable(derive(frozen, optim={"lr_scale": {"*": 0.0}})))
 
 
 def test_micro_batches_and_dropout() -> None:

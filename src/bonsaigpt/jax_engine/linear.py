@@ -16,8 +16,7 @@ __all__ = ["apply", "dropout", "layer_norm", "linear", "norm", "rms_norm"]
 
 def linear(x: Array, weight: Weight, bias: Array | None = None) -> Array:
     """``x @ weight.T + bias`` in the weight's number format; weights are (out, in), dense or made of factors."""
-    leaf = next(iter(weight.factors.values())) if isinstance(weight, Factored) else weight
-    x = x.astype(leaf.dtype)
+    x = x.astype(jax.tree.leaves(weight)[0].dtype)
     y = multiply(weight, x) if isinstance(weight, Factored) else _product(x, weight)
     return y if bias is None else y + bias.astype(y.dtype)
 

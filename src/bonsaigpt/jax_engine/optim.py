@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,11 @@ import optax
 from jax import Array
 
 from bonsaigpt.config import MuonMatrices, RunConfig
-from bonsaigpt.errors import CheckpointError
+from bonsaigpt.errors import CheckpointError, ConfigError
 from bonsaigpt.jax_engine import muon
 from bonsaigpt.spec import Param, parameters
 
-__all__ = ["Moments", "arrays", "clip", "fresh", "load", "update"]
+__all__ = ["Flat", "Moments", "arrays", "clip", "fresh", "load", "trained", "update"]
 
 Flat = dict[str, Array]
 
@@ -38,11 +37,23 @@ class Moments:
     """Of the weights, where the run keeps one; else empty."""
 
 
+def trained(config: RunConfig, weights: Flat) -> tuple[Flat, Flat]:
+    """The weights that change, and those that ``lr_scale`` freezes: of these no gradient is computed.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
+    moving = {name: w for name, w in weights.items() if config.optim.scale_of(name) > 0}
+    if not moving:
+        raise ConfigError("optim.lr_scale freezes every parameter: give some of them a factor above 0")
+    return moving, {name: w for name, w in weights.items() if name not in moving}
+
+
 def fresh(config: RunConfig, weights: Flat) -> Moments:
     """The state before the first step."""
-    by_muon = _by_muon(config)
+    by_muon, moving = _by_muon(config), trained(config, weights)[0]
     return Moments(
-        adam=_adam(config).init({name: w for name, w in weights.items() if name not in by_muon}),
+        adam=_adam(config).init({name: w for name, w in moving.items() if name not in by_muon}),
         momentum={name: jnp.zeros_like(weights[name]) for name in by_muon},
         average={name: jnp.array(w) for name, w in weights.items()} if config.optim.ema else {},
     )
@@ -60,21 +71,22 @@ def clip(config: RunConfig, gradients: Flat) -> tuple[Flat, Array]:
 def update(
     config: RunConfig, weights: Flat, gradients: Flat, moments: Moments, *, share: Array, keep: Array
 ) -> tuple[Flat, Moments]:
-    """The weights after a step at ``share`` of the peak rates; all as it was where ``keep`` is False."""
+    """The weights after a step at ``share`` of the peak rates; all as it was where ``keep`` is False. ``gradients`` are
+    of the weights that are ``trained``."""
     optim, by_muon = config.optim, _by_muon(config)
     mine = {name: g for name, g in gradients.items() if name not in by_muon}
     steps, adam = _adam(config).update(mine, moments.adam)
-    after: Flat = {}
+    after = dict(weights)
     for p in _table(config):
         if p.name in steps:
-            rate = optim.lr * p.lr_scale * _scale(config, p.name) * share
+            rate = optim.lr * p.lr_scale * optim.scale_of(p.name) * share
             shrunk = weights[p.name] * (1.0 - rate * optim.weight_decay * p.decay)
             after[p.name] = shrunk - rate * steps[p.name]
     momentum = moments.momentum
     if isinstance(optim.matrices, MuonMatrices):
         matrices = [p for p in _table(config) if p.name in by_muon]
         of = lambda table: [table[p.name] for p in matrices]  # noqa: E731
-        scales = [_scale(config, p.name) for p in matrices]
+        scales = [optim.scale_of(p.name) for p in matrices]
         changed, moved = muon.step(optim.matrices, matrices, scales, of(weights), of(gradients), of(momentum), share)
         after |= {p.name: w for p, w in zip(matrices, changed, strict=True)}
         momentum = {p.name: m for p, m in zip(matrices, moved, strict=True)}
@@ -136,9 +148,4 @@ def _by_muon(config: RunConfig) -> list[str]:
     """Parameters that Muon updates."""
     if not isinstance(config.optim.matrices, MuonMatrices):
         return []
-    return [p.name for p in _table(config) if p.role == "matrix"]
-
-
-def _scale(config: RunConfig, name: str) -> float:
-    globs = reversed(config.optim.lr_scale.items())
-    return next((scale for glob, scale in globs if fnmatchcase(name, glob)), 1.0)
+    return [p.name for p in _table(config) if p.role == "matrix" and config.optim.scale_of(p.name) > 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from bonsaigpt.config import LatentAttention, LogitsDistill, LokrStructure, LoraStructure, ModelConfig, RunConfig
+from bonsaigpt.config import LatentAttention, LogitsDistill, ModelConfig, RunConfig
 from bonsaigpt.errors import DeviceError
 
 __all__ = ["REFUSED", "refuse", "refuse_model", "refuse_run"]
@@ -34,10 +34,6 @@ def refuse_model(config: ModelConfig) -> None:
 def refuse_run(config: RunConfig) -> None:
     """Raise ``DeviceError`` for a run that this engine does not compute."""
     refuse_model(config.model)
-    if any(isinstance(each, LoraStructure | LokrStructure) for each in config.model.structure.values()):
-        refuse("train adapters (model.structure)")
-    if 0.0 in config.optim.lr_scale.values():
-        refuse("freeze weights (optim.lr_scale = 0)")
     if isinstance(config.optim.distill, LogitsDistill):
         refuse("learn from a teacher (optim.distill)")
     if config.train.memory.kind != "none":

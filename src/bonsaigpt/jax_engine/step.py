@@ -20,7 +20,7 @@ from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.jax_engine import guard, optim
 from bonsaigpt.jax_engine.loss import cross_entropy_sum, loss
 from bonsaigpt.jax_engine.model import Params, flat, forward, narrowed, nested
-from bonsaigpt.jax_engine.optim import Moments
+from bonsaigpt.jax_engine.optim import Flat, Moments
 from bonsaigpt.randomness import key
 
 __all__ = ["Learned", "Rows", "cut", "evaluate_rows", "fresh", "rows_of", "token_losses", "train_step"]
@@ -110,10 +110,12 @@ def train_step(
     if config.model.dropout:
         noise = jax.random.fold_in(jax.random.key(key(config.seed, "dropout") & 0x7FFFFFFF), step)
 
-    def objective(params: Params, rows: Rows, part: Array) -> tuple[Array, Array]:
+    moving, frozen = optim.trained(config, flat(learned.params))
+
+    def objective(moving: Flat, rows: Rows, part: Array) -> tuple[Array, Array]:
         objective, summed = loss(
             config.model,
-            narrowed(params, dtype),
+            narrowed(nested(config.model, moving | frozen), dtype),
             rows.tokens,
             rows.targets,
             documents_BT=rows.documents,
@@ -126,16 +128,16 @@ def train_step(
 
     learn = jax.grad(objective, has_aux=True)
     if len(batch.tokens) == 1:
-        gradient, summed = learn(learned.params, jax.tree.map(lambda a: a[0], batch), jnp.zeros((), jnp.int32))
+        gradient, summed = learn(moving, jax.tree.map(lambda a: a[0], batch), jnp.zeros((), jnp.int32))
     else:
 
-        def add(part: Array, sums: tuple[Params, Array]) -> tuple[Params, Array]:
+        def add(part: Array, sums: tuple[Flat, Array]) -> tuple[Flat, Array]:
             rows = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, part, keepdims=False), batch)
-            return jax.tree.map(jnp.add, sums, learn(learned.params, rows, part))
+            return jax.tree.map(jnp.add, sums, learn(moving, rows, part))
 
-        zeros = jax.tree.map(jnp.zeros_like, learned.params), jnp.zeros((), jnp.float32)
+        zeros = jax.tree.map(jnp.zeros_like, moving), jnp.zeros((), jnp.float32)
         gradient, summed = lax.fori_loop(0, parts, add, zeros)
-    clipped, norm = optim.clip(config, flat(gradient))
+    clipped, norm = optim.clip(config, gradient)
     keep, judged = guard.judge(config.train.guard, learned.guard, norm, summed)
     weights, moments = optim.update(config, flat(learned.params), clipped, learned.moments, share=share, keep=keep)
     figures = jnp.stack([summed, norm, judged[5], judged[6]]).astype(jnp.float32)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bonsaigpt.structure import MATERIALISED, Kronecker, KroneckerColumns, LowRank, Monarch, Structure
+from bonsaigpt.structure import MATERIALISED, Adapted, Kronecker, KroneckerColumns, LowRank, Monarch, Structure
 
 __all__ = ["Factored", "Weight", "dense", "multiply"]
 
@@ -24,7 +24,8 @@ __all__ = ["Factored", "Weight", "dense", "multiply"]
 class Factored:
     """The factors of one weight, under the names that the structure gives them."""
 
-    factors: dict[str, Array]
+    factors: dict[str, Any]
+    """Arrays; of a change of a weight (``Adapted``) in a dictionary of their own."""
     structure: Structure
 
 
@@ -48,6 +49,9 @@ def dense(weight: Weight) -> Array:
             (m1, n1), (m2, n2), r = structure.a_shape, structure.b_shape, structure.slice_rank
             left, right = f["L"].reshape(m2, m1, n1, r), f["R"].reshape(n1, m2, r, n2)
             return jnp.einsum("bajr,jbrk->abjk", left, right).reshape(structure.out, structure.into)
+        case Adapted():
+            changed = _changed(structure, f)
+            return changed * _lengths(f, changed)[:, None] if structure.magnitude else changed
         case _:
             raise AssertionError(f"{structure} is not made of factors")
 
@@ -71,9 +75,23 @@ def multiply(weight: Factored, x: Array) -> Array:
             inner_JTX = x_TI.reshape(-1, n1, n2).swapaxes(0, 1) @ f["R"].mT
             inner_XTJ = inner_JTX.reshape(n1, -1, m2, r).transpose(2, 1, 0, 3).reshape(m2, -1, n1 * r)
             y_TO = (inner_XTJ @ f["L"].mT).transpose(1, 2, 0).reshape(-1, m1 * m2)
+        case Adapted():
+            y_TO = x_TI @ f["base"].T + structure.scale * multiply(Factored(f["delta"], structure.delta), x_TI)
+            if structure.magnitude:
+                y_TO = y_TO * _lengths(f, _changed(structure, f)).astype(y_TO.dtype)
         case _:
             raise AssertionError(f"{structure} is not made of factors")
     return y_TO.reshape(*x.shape[:-1], structure.out)
+
+
+def _changed(structure: Adapted, factors: dict[str, Any]) -> Array:
+    return factors["base"] + structure.scale * dense(Factored(factors["delta"], structure.delta))
+
+
+def _lengths(factors: dict[str, Any], changed: Array) -> Array:
+    """Factors of the rows. The length of the changed rows counts as a constant (Liu et al. 2024, section 4.3)."""
+    base, changed = jax.lax.stop_gradient((factors["base"], changed))
+    return factors["magnitude"] * (jnp.linalg.norm(base, axis=1) / jnp.linalg.norm(changed, axis=1))
 
 
 def _scaled(structure: Kronecker, factors: dict[str, Array]) -> Array:
