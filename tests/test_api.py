@@ -152,11 +152,11 @@ def test_a_sweep_gives_its_points(tiny: dict[str, Any], workshop: Path, monkeypa
 def test_a_sweep_takes_values_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr("bonsaigpt.api.verbs.sweep_runs", lambda argv: (asked.append(argv), ([], 130))[1])
-    grid = {"optim.lr_scale": [{}, {"*.wte": 0.5, "*.wpe": 2}], "train.kv": [None, "window(4), int8"]}
+    grid = {"optim.lr_scale": [{}, {"*.wte": 0.5, "*.wpe": 2}], "train.kv": ["full", "window(4), int8"]}
     with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         bonsai.sweep("my-text", grid)
     axes = [parse_axis(word.removeprefix("--grid=")) for word in asked[0] if word.startswith("--grid=")]
-    assert [axis.values for axis in axes] == [("{}", '{"*.wte": 0.5, "*.wpe": 2}'), ("unset", "window(4), int8")]
+    assert [axis.values for axis in axes] == [("{}", '{"*.wte": 0.5, "*.wpe": 2}'), ("full", "window(4), int8")]
 
 
 def test_errors_are_those_of_the_verbs(run: bonsai.Run, tiny: dict[str, Any], workshop: Path) -> None:

@@ -140,11 +140,15 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, tiny_text
             )  # a busy machine starts and steps slowly
         else:  # at times before there is anything to lose
             time.sleep(moments.uniform(0.0, 0.4))
+        if attempt == 19:  # on a machine that is slow today, all so far came before there was anything to lose
+            until = time.monotonic() + 120
+            while max(RunDirectory.open(target).steps(), default=0) <= 2:
+                assert time.monotonic() < until, "no third step in two minutes"
+                time.sleep(0.05)
         process.kill()
         process.join()
         assert process.exitcode == KILLED, (tmp_path / "errors.txt").read_text()
     reached = max(RunDirectory.open(target).steps())
-    assert reached > 2, "the kills came before there was anything to lose"
 
     steps = ["--train.steps", str(reached + 3)]
     assert run(tmp_path, ["train", "runs/killed", "--resume", *steps]) == 0, (tmp_path / "errors.txt").read_text()
