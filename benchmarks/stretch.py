@@ -2,9 +2,9 @@
 stretch` makes it: rotary positions as they are, or scaled in one of three ways; learned ones interpolated.
 
 Each number of steps is a training of its own, with a schedule that ends there. What they are held against was trained
-at the long context from the start, with as many tokens in each step: for as many steps as the short one was, and for as
-many as the longest has in all. Losses are over pieces of the validation split, in windows of the long context. Runs are
-kept under ``--cache`` and resumed; what was measured is in a ledger.
+at the long context from the start, for as many steps as the short one was and with as many tokens in each. Losses are
+over pieces of the validation split, in windows of the long context. Runs are kept under ``--cache`` and resumed; what
+was measured is in a ledger.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 def _measured(arguments: Any, engine: Engine, ledger: Ledger, position: str, seed: int) -> dict[str, dict[str, float]]:
     """Losses of one seed by arm and steps; of the models that were trained at the long context by 0 steps."""
-    long, most = arguments.long, arguments.steps + max(arguments.looks)
+    long, goal = arguments.long, arguments.steps
     short = _run(arguments, position, seed, arguments.short, arguments.steps)
     settings = {"config": short.directory.config.model_dump(mode="json"), "long": long, "pieces": arguments.pieces}
 
@@ -67,11 +67,8 @@ def _measured(arguments: Any, engine: Engine, ledger: Ledger, position: str, see
         return kept
 
     reach = _reach(arguments, engine, short)
-    found = {}
-    for goal in (arguments.steps, most):
-        name = f"{position} at {long} from the start, {goal} steps"
-        loss = once(name, {"goal": goal}, lambda goal=goal: _from_the_start(arguments, engine, position, seed, goal))
-        found[name] = {"0": loss}
+    name = f"{position} at {long} from the start"
+    found = {name: {"0": once(name, {"goal": goal}, lambda: _from_the_start(arguments, engine, position, seed, goal))}}
     saved = short.directory.load("last")
     trained = Trained(config=short.directory.config, optimizer=saved.optimizer, open=lambda c: _source(arguments, c))
     for way in filter(lambda way: way.is_whole, ways(short.config)):
@@ -129,29 +126,22 @@ def _run(arguments: Any, position: str, seed: int, block: int, steps: int) -> Ru
 
 
 def _show(arguments: Any, found: Losses) -> None:
-    """Each arm less the model that was trained at the long context for as many steps as the short one was; and from
-    how many steps on the mean of the seeds is near it, and near the one that was trained for as many steps in all."""
+    """Each arm less the model that was trained at the long context, and from how many steps on their mean is near."""
     rows, looks = [], ["0", *map(str, arguments.looks)]
     for position in arguments.positions:
-        names = [name for name in found if name.startswith(position)]
-        goals = [found[name]["0"] for name in names[:2]]
-        for name in names:
-            behind = [paired_difference(losses, goals[0]).text("+.4f") for losses in found[name].values()]
-            row = [name, f"{np.mean(found[name]['0']):.4f}", *behind, *[""] * (len(looks) - len(behind))]
-            if name not in names[:2]:
-                row += [next((n for n in looks if _near(found[name][n], goal)), "more") for goal in goals]
-            rows.append(row)
-    most = arguments.steps + max(arguments.looks)
+        goal, *arms = (name for name in found if name.startswith(position))
+        aim = found[goal]["0"]
+        rows.append([goal, f"{np.mean(aim):.4f}", *[""] * (len(looks) + 1)])
+        for name in arms:
+            behind = {steps: paired_difference(losses, aim) for steps, losses in found[name].items()}
+            there = next((steps for steps, found in behind.items() if found.mean <= _NEAR), "more")
+            cells = [one.text("+.4f") for one in behind.values()]
+            rows.append([name, f"{np.mean(found[name]['0']):.4f}", *cells, there])
     title = (
         f"{machine(arguments.threads)}\n{arguments.steps} steps at {arguments.short}, so many at {arguments.long}; "
-        f"seeds: {arguments.seeds}. Loss before, and above that of a model trained at {arguments.long} for "
-        f"{arguments.steps} steps; steps until within {_NEAR} of that one, and of one trained for {most}"
+        f"seeds: {arguments.seeds}. Loss before, and above that of a model trained at {arguments.long}"
     )
-    show(title, ["positions", "before", *looks, f"to {arguments.steps}", f"to {most}"], rows)
-
-
-def _near(losses: list[float], goal: list[float]) -> bool:
-    return paired_difference(losses, goal).mean <= _NEAR
+    show(title, ["positions", "before", *looks, f"within {_NEAR}"], rows)
 
 
 def _arguments() -> Any:
@@ -161,7 +151,7 @@ def _arguments() -> Any:
     options.add_argument("--long", type=positive, default=256, help="the longer context, tokens (default: 256)")
     options.add_argument("--rows", type=positive, default=12, help="of a step at the short context (default: 12)")
     options.add_argument("--steps", type=positive, default=500, help="steps at the short context (default: 500)")
-    options.add_argument("--looks", type=positive, nargs="+", default=[10, 30, 100], help="steps at the long one")
+    options.add_argument("--looks", type=positive, nargs="+", default=[10, 30, 100, 200], help="steps at the long one")
     options.add_argument("--seeds", type=positive, default=3, help="runs of each (default: 3)")
     options.add_argument(
         "--positions", nargs="+", choices=list(_POSITIONS), default=list(_POSITIONS), help="these alone"
