@@ -283,6 +283,20 @@ def spoilt(**changes: Any) -> dict[str, Any]:
     [
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a"}}, "its model is WordPiece"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}, "its model is Unigram"),
+        (
+            {
+                "model": {"type": "Unigram", "vocab": [["\u2581a", 0.0]], "unk_id": 0},
+                "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first"},
+            },
+            "SentencePiece's",
+        ),
+        (
+            {
+                "model": {"type": "BPE", "vocab": {"\u2581a": 0}, "merges": [], "byte_fallback": True},
+                "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            },
+            "SentencePiece's",
+        ),
         (spoilt(vocab={"▁the": 0}, merges=[]), r"its token '▁the' \(id 0\) has the character '▁'"),
         (spoilt(vocab={"a": 0, "b": 2}), "gaps or doubles"),
         (spoilt(vocab={"a": 0, "b": 1, "ab": 2}), "254 of the 256 bytes are no token, e.g. 0x21"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 from bonsaigpt.errors import CheckpointError
 
 __all__ = ["Vocabulary", "byte_alphabet", "read_vocabulary"]
+
+_SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+_AROUND = ("normalizer", "pre_tokenizer", "decoder")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ def read_vocabulary(data: dict[str, Any], *, origin: str) -> Vocabulary:
         return CheckpointError(f"{origin} cannot be used: {why}. Only byte-level BPE as GPT-2's can.")
 
     model = data["model"]
+    if model.get("byte_fallback") or _SPACE in json.dumps([data.get(part) for part in _AROUND], ensure_ascii=False):
+        raise refuse("it is SentencePiece's (as Llama 2's and Mistral's), which puts a space before a text")
     kind = model.get("type", "BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise refuse(f"its model is {kind}")
