@@ -25,7 +25,7 @@ from bonsaigpt.config.corpora import (
     WikitextData,
 )
 from bonsaigpt.config.data import DataConfig, PreparedData
-from bonsaigpt.config.examples import ExamplesData
+from bonsaigpt.config.examples import ExamplesData, PairsData
 from bonsaigpt.config.kv import (
     EvictingSelection,
     ExactFormat,
@@ -65,6 +65,7 @@ from bonsaigpt.config.optim import (
     AdamWMatrices,
     ConstantSchedule,
     CosineSchedule,
+    LikelihoodObjective,
     LinearRamp,
     LinearSchedule,
     LogitsDistill,
@@ -72,7 +73,9 @@ from bonsaigpt.config.optim import (
     NoDistill,
     NoRamp,
     OptimConfig,
+    PreferenceObjective,
     Ramp,
+    RewardObjective,
     Schedule,
     StagedRamp,
     WSDSchedule,
@@ -161,6 +164,7 @@ __all__ = [
     "LayerNorm",
     "LayerPolicy",
     "LearnedPosition",
+    "LikelihoodObjective",
     "LinearAttention",
     "LinearRamp",
     "LinearScaling",
@@ -186,6 +190,8 @@ __all__ = [
     "NoScaling",
     "OpenWebTextData",
     "OptimConfig",
+    "PairsData",
+    "PreferenceObjective",
     "PreparedData",
     "QuantizedFormat",
     "RMSNorm",
@@ -194,6 +200,7 @@ __all__ = [
     "ReLU2MLP",
     "ReadingData",
     "RecallData",
+    "RewardObjective",
     "RopePosition",
     "RopeScaling",
     "RunConfig",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bonsaigpt.config.examples import ExamplesData
+from bonsaigpt.config.examples import ExamplesData, PairsData
 from bonsaigpt.config.mixture import Corpora, MixtureData
 from bonsaigpt.config.toys import AddData, CopyData, RecallData, SortData
 
@@ -15,6 +15,6 @@ __all__ = ["DataConfig", "PreparedData"]
 PreparedData = Corpora | MixtureData
 """What `bonsai prepare` makes."""
 DataConfig = Annotated[
-    PreparedData | ExamplesData | SortData | AddData | CopyData | RecallData,
+    PreparedData | ExamplesData | PairsData | SortData | AddData | CopyData | RecallData,
     Field(discriminator="kind"),
 ]

@@ -9,7 +9,7 @@ from pydantic import Field
 from bonsaigpt.config.base import Config, UserPath
 from bonsaigpt.config.tokenizers import ByteTokenizerConfig, TokenizerConfig
 
-__all__ = ["ExamplesData"]
+__all__ = ["ExamplesData", "PairsData"]
 
 
 class ExamplesData(Config):
@@ -39,3 +39,18 @@ class ExamplesData(Config):
     def document_mask(self) -> bool:
         """Whether attention has to stay inside an example."""
         return self.pack
+
+
+class PairsData(Config):
+    """Pairs of answers, one JSON object a line: a prompt, the answer that was chosen, and the one that was rejected.
+    They take two rows of a batch each; what is validated is the loss of the chosen ones."""
+
+    kind: Literal["pairs"] = "pairs"
+    """Where the tokens come from."""
+    path: UserPath
+    """A file of JSON lines with prompt, chosen and rejected, also .gz .zst .bz2 .xz."""
+    val: UserPath | None = None
+    """Another one to validate on; none holds pairs of the first out, by the hash of their prompts."""
+    val_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of the pairs that is held out, where there is no file of them."""
+    tokenizer: TokenizerConfig = ByteTokenizerConfig()

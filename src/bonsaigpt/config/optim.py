@@ -13,6 +13,7 @@ __all__ = [
     "AdamWMatrices",
     "ConstantSchedule",
     "CosineSchedule",
+    "LikelihoodObjective",
     "LinearRamp",
     "LinearSchedule",
     "LogitsDistill",
@@ -20,7 +21,9 @@ __all__ = [
     "NoDistill",
     "NoRamp",
     "OptimConfig",
+    "PreferenceObjective",
     "Ramp",
+    "RewardObjective",
     "Schedule",
     "StagedRamp",
     "WSDSchedule",
@@ -171,6 +174,38 @@ class LogitsDistill(Config):
     for an error as large as the stream itself. 0 leaves it out; more needs a teacher of the same width and depth."""
 
 
+class LikelihoodObjective(Config):
+    """What the data say is to become likely."""
+
+    kind: Literal["likelihood"] = "likelihood"
+    """Which objective."""
+
+
+class PreferenceObjective(Config):
+    """Of two answers the chosen one is to become likelier than the rejected one, compared with a reference model (DPO,
+    Rafailov et al. 2023, equation 7). For data.kind = pairs."""
+
+    kind: Literal["preference"] = "preference"
+    """Which objective."""
+    reference: str = Field(min_length=1)
+    """The run that is compared with: RUN (its best checkpoint), RUN@last or RUN@500; of the same tokenizer."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """How closely the model is held to the reference: more is closer."""
+
+
+class RewardObjective(Config):
+    """The model's own answers, sampled anew in each step, are to become likelier the better they are (REINFORCE,
+    Williams 1992, with the mean of a problem's other answers as baseline, Kool et al. 2019). For toys whose answer
+    ends the row; the reward is the share of its tokens that are right."""
+
+    kind: Literal["reward"] = "reward"
+    """Which objective."""
+    samples: int = Field(default=8, ge=2)
+    """Answers to each problem; train.batch_size is a multiple of it."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Logits are divided by it when answers are sampled."""
+
+
 class OptimConfig(Config):
     """AdamW (Loshchilov and Hutter 2019), for the matrices of the blocks Muon if asked; spec.py says what decays."""
 
@@ -194,6 +229,10 @@ class OptimConfig(Config):
     z_loss: float = Field(default=0.0, ge=0.0)
     """Weight of the squared log-partition added to the training loss, to keep logits from drifting (Chowdhery et al.
     2022); 1e-4 is usual. The reported loss never contains it."""
+    objective: Annotated[LikelihoodObjective | PreferenceObjective | RewardObjective, Field(discriminator="kind")] = (
+        LikelihoodObjective()
+    )
+    """What training makes likelier."""
     distill: Annotated[NoDistill | LogitsDistill, Field(discriminator="kind")] = NoDistill()
     """Whether another model teaches."""
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)

@@ -9,10 +9,18 @@ from pydantic import Field, model_validator
 from bonsaigpt.config.base import Config
 from bonsaigpt.config.corpora import StdlibData
 from bonsaigpt.config.data import DataConfig
-from bonsaigpt.config.examples import ExamplesData
+from bonsaigpt.config.examples import ExamplesData, PairsData
 from bonsaigpt.config.memory import MemoryConfig, NoMemory, memory_flaw
 from bonsaigpt.config.model import ModelConfig
-from bonsaigpt.config.optim import LogitsDistill, MuonMatrices, NoRamp, OptimConfig, Ramp
+from bonsaigpt.config.optim import (
+    LogitsDistill,
+    MuonMatrices,
+    NoRamp,
+    OptimConfig,
+    PreferenceObjective,
+    Ramp,
+    RewardObjective,
+)
 from bonsaigpt.config.toys import TaskData
 
 __all__ = ["GuardConfig", "HealthConfig", "RunConfig", "TrainConfig"]
@@ -146,7 +154,7 @@ class RunConfig(Config):
         for name, ramp in ramps.items():
             if isinstance(ramp, NoRamp):
                 continue
-            if isinstance(self.data, TaskData | ExamplesData) and name == "context_ramp":
+            if isinstance(self.data, TaskData | ExamplesData | PairsData) and name == "context_ramp":
                 raise ValueError(
                     f"train.context_ramp cannot cut the rows of `{self.data.kind}`, whose answers need what stands "
                     "before them: leave it out"
@@ -159,13 +167,14 @@ class RunConfig(Config):
             )
         if self.train.memory.kind != "none":
             self._check_memory()
+        self._check_objective()
         if self.train.best == "exact" and not isinstance(self.data, TaskData | ExamplesData):
             raise ValueError(
                 f"train.best = 'exact' needs answers that are right or wrong, and data.kind = '{self.data.kind}' is "
                 "text: use 'loss'"
             )
         context = self.train.eval_block_size
-        if context is not None and isinstance(self.data, TaskData | ExamplesData):
+        if context is not None and isinstance(self.data, TaskData | ExamplesData | PairsData):
             raise ValueError(
                 f"train.eval_block_size cuts text into windows, and the rows of `{self.data.kind}` are whole: leave it "
                 "out"
@@ -176,6 +185,31 @@ class RunConfig(Config):
                 f"{self.model.block_size}: use that or less"
             )
         return self
+
+    def _check_objective(self) -> None:
+        """What fits which data."""
+        objective, rows = self.optim.objective, self.train.batch_size
+        if isinstance(objective, PreferenceObjective) != isinstance(self.data, PairsData):
+            raise ValueError("optim.objective.kind = 'preference' goes with data.kind = 'pairs': set both or neither")
+        if isinstance(objective, PreferenceObjective) and rows % 2:
+            raise ValueError(f"a pair takes two rows, and train.batch_size = {rows} is odd: use {rows + 1}")
+        if isinstance(objective, RewardObjective):
+            if not isinstance(self.data, TaskData) or self.data.kind == "recall":
+                raise ValueError(
+                    f"optim.objective.kind = 'reward' needs a toy whose answer ends the row, and data.kind is "
+                    f"'{self.data.kind}': use sort, add or copy"
+                )
+            if rows % objective.samples:
+                raise ValueError(
+                    f"train.batch_size = {rows} is no multiple of optim.objective.samples = {objective.samples}: use "
+                    f"{rows + -rows % objective.samples}"
+                )
+        plain = isinstance(self.train.batch_ramp, NoRamp) and self.optim.distill.kind == "none"
+        if objective.kind != "likelihood" and not (plain and self.optim.z_loss == 0):
+            raise ValueError(
+                f"optim.objective.kind = '{objective.kind}' goes with no train.batch_ramp, optim.distill or "
+                "optim.z_loss: leave them out"
+            )
 
     def _check_memory(self) -> None:
         """What carries nothing from batch to batch."""

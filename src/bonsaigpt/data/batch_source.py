@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bonsaigpt.config import ExamplesData, MixtureData, ReadingData, RunConfig, TaskData
+from bonsaigpt.config import ExamplesData, MixtureData, PairsData, ReadingData, RunConfig, TaskData
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.documents import document_starts
 from bonsaigpt.data.examples import example_batches
+from bonsaigpt.data.examples.pairs import pair_batches
 from bonsaigpt.data.indexes import Indexes
 from bonsaigpt.data.mixture import MixtureBatches
 from bonsaigpt.data.packing import packed_rows
@@ -47,6 +48,8 @@ def source_of(
         return task_batches(data, seed=config.seed, plan=plan)
     if isinstance(data, ExamplesData):
         return example_batches(data, seed=config.seed, plan=plan, say=say)
+    if isinstance(data, PairsData):
+        return pair_batches(data, seed=config.seed, plan=plan, say=say)
     if not isinstance(data, MixtureData):
         return batches(data, config.seed)
     members = {

@@ -37,6 +37,8 @@ class Batch:
     documents_BT: np.ndarray | None = None
     """Which document of its row a position belongs to, int32, numbered upwards along the row: attention stays inside
     it, and positions start anew with it. None: the whole row may be attended to."""
+    weights_BT: np.ndarray | None = None
+    """What a target's loss is multiplied with in the objective, float32; negative ones make it less likely. None: 1."""
 
     def part(self, rank: int, size: int) -> Batch:
         """The consecutive rows that one of ``size`` processes takes; ``count`` stays that of the whole batch."""
@@ -72,6 +74,7 @@ class Batch:
             targets_BT=change(self.targets_BT, IGNORE),
             reset_B=None if self.reset_B is None else change(self.reset_B, 0),
             documents_BT=None if self.documents_BT is None else change(self.documents_BT, 0),
+            weights_BT=None if self.weights_BT is None else change(self.weights_BT, 0),
         )
 
 

@@ -12,6 +12,7 @@ from bonsaigpt.config import (
     DataConfig,
     ExamplesData,
     MixtureData,
+    PairsData,
     ReadingData,
     RunConfig,
     TaskData,
@@ -75,7 +76,7 @@ def prepare(
     """
     if isinstance(config, TaskData):
         raise DataError(f"the toy `{config.kind}` is made while training: there is nothing to prepare.")
-    if isinstance(config, ExamplesData):
+    if isinstance(config, ExamplesData | PairsData):
         raise DataError("examples are encoded when they are trained on: there is nothing to prepare.")
     if isinstance(config, MixtureData):
         raise DataError("a mixture has no corpus of its own: prepare its parts one by one.")

@@ -15,7 +15,7 @@ from bonsaigpt.torch_engine.carry import Carry
 from bonsaigpt.torch_engine.model import GPT
 from bonsaigpt.torch_engine.structured import dense
 
-__all__ = ["Learner", "Taught", "cross_entropy_sum", "distilled_sum", "fused_head_loss"]
+__all__ = ["Learner", "Taught", "cross_entropy_sum", "distilled_sum", "fused_head_loss", "weighted_sum"]
 
 WHOLE = 2**23
 """Logits up to this many elements (32 MiB of float32) are held at once; more are worked off in chunks."""
@@ -52,12 +52,14 @@ class Learner(nn.Module):
         taught: Taught | None = None,
         carry: Carry | None = None,
         asked_N: Tensor | None = None,
+        weights_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The objective to descend and the cross-entropy (detached), both sums over the targets, in nats.
 
         ``taught``: what the teacher says of the same tokens, if there is one (see ``teacher.py``). Logits are then held
         whole, whatever the vocabulary: how many rows a pass takes is counted with them. ``asked_N``: places of the
-        targets that count, in the flattened batch: then the head is applied to no others.
+        targets that count, in the flattened batch: then the head is applied to no others. ``weights_BT``: what each
+        target's loss is multiplied with in the objective; then logits are held whole, too.
         """
         model = self.model
         streams: list[Tensor] | None = [] if taught is not None and taught[1:] else None
@@ -67,7 +69,11 @@ class Learner(nn.Module):
         asked_BT = targets_BT
         if asked_N is not None:
             hidden_BTD, asked_BT = hidden_BTD.flatten(0, 1)[asked_N][None], targets_BT.flatten()[asked_N][None]
-        objective, loss = self._of_hidden(hidden_BTD, asked_BT, taught, streams or [])
+        if weights_BT is None:
+            objective, loss = self._of_hidden(hidden_BTD, asked_BT, taught, streams or [])
+        else:
+            asked_weights = weights_BT if asked_N is None else weights_BT.flatten()[asked_N][None]
+            objective, loss = weighted_sum(model.logits(hidden_BTD), asked_BT, asked_weights)
         if loads:
             counts_B = (targets_BT != IGNORE).sum(dim=-1)
             objective = objective + balance * (torch.stack(loads).sum(dim=0) * counts_B).sum()
@@ -96,6 +102,14 @@ class Learner(nn.Module):
             partition_BT = _wide(logits_BTV).logsumexp(dim=-1).where(targets_BT != IGNORE, 0.0)
             objective = objective + self.z_loss * partition_BT.square().sum()
         return objective, loss
+
+
+def weighted_sum(logits_BTV: Tensor, targets_BT: Tensor, weights_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies times weights, and without them; sums over the targets."""
+    losses_N = F.cross_entropy(
+        logits_BTV.flatten(0, -2).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return (losses_N * weights_BT.flatten()).sum(), losses_N.sum()
 
 
 def distilled_sum(

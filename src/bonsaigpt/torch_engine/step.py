@@ -108,7 +108,10 @@ def train_step(
                 documents = None if documents_BT is None else documents_BT[rows]
                 taught = None if state.teacher is None else state.teacher(tokens_BT[rows], documents)
                 asked = None if taught is not None else asked_places(own.targets_BT[rows], config, placement.device)
-                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught, carry, asked)
+                weights = None
+                if own.weights_BT is not None:
+                    weights = torch.from_numpy(own.weights_BT[rows]).to(placement.device)
+                objective, loss = learner(tokens_BT[rows], targets_BT[rows], documents, taught, carry, asked, weights)
             with mark("backward"):
                 (objective * factor).backward()
             if carry is not None:

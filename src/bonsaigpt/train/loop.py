@@ -41,6 +41,7 @@ from bonsaigpt.train.events import (
 )
 from bonsaigpt.train.interrupt import Interrupt
 from bonsaigpt.train.memory import peak_memory_mb
+from bonsaigpt.train.objectives import objective_of
 from bonsaigpt.train.schedule import learning_rate, schedule_share
 from bonsaigpt.train.watch import LOOK, Watch, diagnosis, nothing_learned
 
@@ -147,6 +148,7 @@ class _Trainer:
     ) -> None:
         self.config, self.engine, self.source = config, engine, source
         self.run, self.listeners = run, listeners
+        self.objective = objective_of(config, engine, source)
         self.signal = 0
         self.batches, self.watch, self.rollbacks = source, Watch(config.train.guard), 0
         self._go_to(resume)
@@ -196,6 +198,8 @@ class _Trainer:
             if self.signal:
                 break
             batch = self.batches.batch_at(self.step)
+            if self.objective is not None:
+                batch = self.objective(self.engine.model_of(self.state), batch, self.step)
             share = schedule_share(config, self.step)
             look = look_for(config.model, train.health) if self._is_looked_at() else None
             metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step, look=look)

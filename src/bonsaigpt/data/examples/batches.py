@@ -79,9 +79,10 @@ class ExampleBatches:
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             numbers[here] = permute(key(self.seed, "examples", epoch), inside[here], len(self.rows))
-        return self._batch(self.train, [self.rows[n] for n in numbers.tolist()], self.row_length, masked=self.pack)
+        return self.rows_of(self.train, [self.rows[n] for n in numbers.tolist()], self.row_length, masked=self.pack)
 
-    def _batch(self, encoded: Encoded, rows: Sequence[Sequence[int]], length: int, *, masked: bool) -> Batch:
+    def rows_of(self, encoded: Encoded, rows: Sequence[Sequence[int]], length: int, *, masked: bool = False) -> Batch:
+        """Rows with these examples, filled up to a length."""
         shape = len(rows), length
         tokens_BT, targets_BT = np.full(shape, self.end_of_text, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
         documents_BT = np.zeros(shape, dtype=np.int32)
@@ -113,7 +114,7 @@ class ExampleBatches:
             while last < len(order) and self.val.lengths[order[last]] * (last + 1 - first) <= _TOKENS:
                 last += 1
             rows = [[number] for number in order[first:last].tolist()]
-            yield self._batch(self.val, rows, int(self.val.lengths[order[last - 1]]), masked=False)
+            yield self.rows_of(self.val, rows, int(self.val.lengths[order[last - 1]]))
             first = last
 
     def validation_count(self) -> int:

@@ -1,0 +1,127 @@
+"""Objectives that ask the model itself: preferences and rewards, as weights on the targets of an ordinary batch.
+
+Both gradients are weighted sums of the gradients of log-likelihoods, so the step is the same as ever. Of a pair with
+the margin m = beta (log p(chosen) - log p(rejected)), each less that of the reference, the gradient of
+-log sigmoid(m) is beta sigmoid(-m) times that of log p(rejected) - log p(chosen) (Rafailov et al. 2023, section 4): so
+the targets of the chosen answer weigh beta sigmoid(-m), and those of the rejected one the negative of it. An answer
+that the model sampled weighs its reward less the mean of the others to the same problem. Sampling is a function of
+(seed, step), so a resumed run asks for the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bonsaigpt.checkpoint import RunDirectory, split_address
+from bonsaigpt.config import PreferenceObjective, RewardObjective, RunConfig
+from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
+from bonsaigpt.engines import Engine
+from bonsaigpt.errors import CheckpointError, DeviceError
+from bonsaigpt.randomness import key, uniform
+
+__all__ = ["Objective", "objective_of", "preferred", "rewarded"]
+
+Objective: TypeAlias = Callable[[Any, Batch, int], Batch]
+"""From the model of the moment, the data's batch and the step to the batch that is learned from."""
+
+
+def objective_of(config: RunConfig, engine: Engine, source: BatchSource) -> Objective | None:
+    """What makes a run's batches of its data's; None where these are learned from as they are.
+
+    Raises:
+        DeviceError: another engine than torch, or several processes.
+        CheckpointError: the reference is not there, or has another tokenizer.
+    """
+    objective = config.optim.objective
+    if objective.kind == "likelihood":
+        return None
+    if engine.name != "torch" or engine.world.size > 1:
+        raise DeviceError(f"optim.objective.kind = '{objective.kind}' needs the torch engine, and one process")
+    if isinstance(objective, PreferenceObjective):
+        reference = _reference(objective.reference, engine, source)
+
+        def prefer(model: Any, batch: Batch, step: int) -> Batch:
+            ours, theirs = (_row_sums(engine, m, batch) for m in (model, reference))
+            return preferred(batch, ours, theirs, beta=objective.beta)
+
+        return prefer
+    assert isinstance(objective, RewardObjective)
+    samples, temperature = objective.samples, objective.temperature
+
+    def reward(model: Any, batch: Batch, step: int) -> Batch:
+        problems = batch.first(len(batch.tokens_BT) // samples)
+        noise = key(config.seed, "reward", step)
+        return rewarded(engine, model, problems, samples=samples, temperature=temperature, noise=noise)
+
+    return reward
+
+
+def _reference(address: str, engine: Engine, source: BatchSource) -> Any:
+    place, which = split_address(address)
+    run = RunDirectory.open(Path(place))
+    if run.tokenizer.to_json() != source.tokenizer.to_json():
+        raise CheckpointError(
+            f"the reference {address} has another tokenizer than this data: choose one of the same with "
+            "--optim.objective.reference"
+        )
+    return engine.model(run.config.model, run.load(which, optimizer=False).model)
+
+
+def _row_sums(engine: Engine, model: Any, batch: Batch) -> np.ndarray:
+    """The log-likelihood of the targets of each row, (B,)."""
+    scores = engine.target_scores(model, batch)
+    return -np.bincount(scores.rows_N, weights=scores.losses_N, minlength=len(batch.tokens_BT))
+
+
+def preferred(batch: Batch, ours_B: np.ndarray, theirs_B: np.ndarray, *, beta: float) -> Batch:
+    """A batch of pairs, weighted for one step of DPO.
+
+    Args:
+        ours_B: log-likelihoods of the rows under the model, chosen and rejected by turns.
+        theirs_B: the same under the reference.
+    """
+    added_B = ours_B - theirs_B
+    margin_P = beta * (added_B[0::2] - added_B[1::2])
+    pull_P = beta / (1.0 + np.exp(np.clip(margin_P, -60.0, 60.0)))
+    weight_B = np.stack([pull_P, -pull_P], axis=1).reshape(-1) * batch.count / len(pull_P)  # a mean over pairs
+    return _weighted(batch, weight_B)
+
+
+def rewarded(engine: Engine, model: Any, problems: Batch, *, samples: int, temperature: float, noise: int) -> Batch:
+    """Some answers of the model's to each problem, weighted by how much better they are than its others.
+
+    Args:
+        problems: one a row, with the right answer; all targets stand at its end.
+        noise: key of the random numbers.
+    """
+    tokens_BT = np.repeat(problems.tokens_BT, samples, axis=0)
+    right_BT = np.repeat(problems.targets_BT, samples, axis=0)
+    rows, length = right_BT.shape
+    first = int(np.flatnonzero((right_BT != IGNORE).all(axis=0))[0])
+    said_BT = right_BT.copy()
+    cache = engine.cache(model, batch=rows)
+    given = tokens_BT[:, : first + 1]
+    for place in range(first, length):
+        logits_BV = engine.next_logits(model, given, cache)
+        draws = uniform(key(noise, place), np.arange(logits_BV.size)).reshape(logits_BV.shape)
+        gumbel_BV = -np.log(-np.log(np.clip(draws, 1e-300, 1.0 - 1e-16)))
+        said_BT[:, place] = (logits_BV / temperature + gumbel_BV).argmax(axis=1)
+        given = said_BT[:, place : place + 1]
+    answers = slice(first, length)
+    reward_B = (said_BT[:, answers] == right_BT[:, answers]).mean(axis=1)
+    grouped = reward_B.reshape(-1, samples)
+    others = (grouped.sum(axis=1, keepdims=True) - grouped) / (samples - 1)
+    inputs_BT = tokens_BT.copy()
+    inputs_BT[:, first + 1 :] = said_BT[:, first:-1]
+    made = Batch(tokens_BT=inputs_BT, targets_BT=said_BT, count=rows * (length - first))
+    return _weighted(made, (grouped - others).reshape(-1))
+
+
+def _weighted(batch: Batch, weight_B: np.ndarray) -> Batch:
+    weights_BT = np.where(batch.targets_BT != IGNORE, weight_B[:, None], 0.0).astype(np.float32)
+    return replace(batch, weights_BT=weights_BT)

@@ -1,0 +1,181 @@
+"""Preferences and rewards as weights of an ordinary step: the gradients are those of the papers, and they work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bonsaigpt.config import PairsData, RunConfig, validate
+from bonsaigpt.data.batches import IGNORE, Batch
+from bonsaigpt.data.examples.pairs import PairBatches, pair_batches
+from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.data.toys import task_batches
+from bonsaigpt.errors import ConfigError, DataError
+from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.torch_engine.loss import Learner
+from bonsaigpt.torch_engine.model import GPT, build
+from bonsaigpt.train.objectives import preferred, rewarded
+
+ENGINE = TorchEngine(device="cpu", precision="fp32", workers=1)
+MODEL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 257}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> PairBatches:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{n}:", "chosen": "yes" * (1 + n % 2), "rejected": "no"} for n in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return pair_batches(PairsData(path=path), seed=1, plan=BatchPlan(batch_size=8, block_size=32))
+
+
+def config_of(**sections: Any) -> RunConfig:
+    return validate({"model": MODEL} | sections, origin="test")
+
+
+def row_sums(model: GPT, batch: Batch) -> torch.Tensor:
+    targets = torch.from_numpy(batch.targets_BT)
+    losses = F.cross_entropy(
+        model(torch.from_numpy(batch.tokens_BT)).mT, targets, ignore_index=IGNORE, reduction="none"
+    )
+    return -losses.sum(dim=1)
+
+
+def test_pairs_are_rows_beside_each_other(pairs: PairBatches) -> None:
+    seen: set[bytes] = set()
+    for step in range(7):
+        batch = pairs.batch_at(step)
+        assert batch.tokens_BT.shape[0] == 8
+        for chosen, rejected in zip(batch.targets_BT[0::2], batch.targets_BT[1::2], strict=True):
+            said = [bytes(i for i in row.tolist() if 0 <= i < 256) for row in (chosen, rejected)]
+            assert said[0] in (b"yes", b"yesyes")
+            assert said[1] == b"no"
+        for one, other in zip(batch.tokens_BT[0::2], batch.tokens_BT[1::2], strict=True):
+            length = one.tolist().index(ord(":")) + 1
+            assert one[:length].tolist() == other[:length].tolist()
+            seen.add(one[:length].tobytes())
+    assert len(seen) == len(pairs.rejected)
+
+
+def test_the_gradient_is_that_of_dpo(pairs: PairBatches) -> None:
+    batch, beta = pairs.batch_at(0), 0.7
+    model, reference = (build(config_of().model, seed=seed).double() for seed in (3, 4))
+    with torch.no_grad():
+        theirs = row_sums(reference, batch)
+    ours = row_sums(model, batch)
+    margin = beta * ((ours - theirs)[0::2] - (ours - theirs)[1::2])
+    loss = -F.logsigmoid(margin).mean()
+    wanted = torch.autograd.grad(loss, list(model.parameters()))
+
+    def gradients(made: Batch) -> list[torch.Tensor]:
+        model.zero_grad()
+        assert made.weights_BT is not None
+        tokens, targets, weights = (torch.from_numpy(a) for a in (made.tokens_BT, made.targets_BT, made.weights_BT))
+        objective, _ = Learner(model)(tokens, targets, weights_BT=weights)
+        (objective / made.count).backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    found = gradients(preferred(batch, ours.detach().numpy(), theirs.numpy(), beta=beta))
+    for a, b in zip(found, wanted, strict=True):  # weights and losses are float32
+        assert (a - b).abs().max() < 1e-5 * b.abs().max() + 1e-9
+    swapped = gradients(preferred(batch, theirs.numpy(), ours.detach().numpy(), beta=beta))
+    assert any((a - b).abs().max() > 1e-2 * b.abs().max() for a, b in zip(swapped, wanted, strict=True))
+
+
+def test_what_was_chosen_becomes_likelier(pairs: PairBatches) -> None:
+    config = config_of(optim={"lr": 3e-3}, train={"batch_size": 8, "precision": "fp32"})
+    state = ENGINE.init(config)
+    reference = build(config.model, seed=config.seed)
+
+    def margins() -> float:
+        with torch.inference_mode():
+            ours, theirs = (row_sums(m, pairs.batch_at(0)) for m in (state.model, reference))
+        return float(((ours - theirs)[0::2] - (ours - theirs)[1::2]).mean())
+
+    assert margins() == pytest.approx(0.0, abs=1e-4)
+    for step in range(20):
+        batch = pairs.batch_at(step)
+        with torch.inference_mode():
+            ours, theirs = (row_sums(m, batch).double().numpy() for m in (state.model, reference))
+        ENGINE.step(state, preferred(batch, ours, theirs, beta=0.5), config=config, share=1.0, step=step)
+    assert margins() > 1.0
+
+
+def toy(**optim: Any) -> tuple[RunConfig, Any]:
+    config = config_of(
+        model=MODEL | {"vocab_size": 4, "block_size": 8},
+        data={"kind": "copy", "vocab": 3, "length": 1},
+        train={"batch_size": 32, "precision": "fp32"},
+        optim={"lr": 1e-2} | optim,
+    )
+    return config, task_batches(config.data, seed=1, plan=BatchPlan.of(config))  # type: ignore[arg-type]
+
+
+def test_answers_weigh_what_they_are_better_by() -> None:
+    config, source = toy()
+    model = build(config.model, seed=2)
+    problems = source.batch_at(0).first(8)
+    made = rewarded(ENGINE, model, problems, samples=4, temperature=1.0, noise=7)
+    again = rewarded(ENGINE, model, problems, samples=4, temperature=1.0, noise=7)
+    other = rewarded(ENGINE, model, problems, samples=4, temperature=1.0, noise=8)
+    assert np.array_equal(made.targets_BT, again.targets_BT)
+    assert not np.array_equal(made.targets_BT, other.targets_BT)
+    assert made.weights_BT is not None
+    asked = made.targets_BT != IGNORE
+    assert made.count == asked.sum()
+    right = (made.targets_BT == np.repeat(problems.targets_BT, 4, axis=0))[:, -1].reshape(8, 4)
+    weights = made.weights_BT[:, -1].reshape(8, 4)
+    assert np.allclose(weights.sum(axis=1), 0.0, atol=1e-6)
+    mixed = right.any(axis=1) & ~right.all(axis=1)
+    assert mixed.any()
+    assert np.array_equal(weights[mixed] > 0, right[mixed])
+    assert not weights[~mixed].any()
+    assert not made.weights_BT[~asked].any()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rewards_teach_a_toy(sign: float) -> None:
+    config, source = toy()
+    state = ENGINE.init(config)
+
+    def share() -> float:
+        batch = source.batch_at(999)  # of three problems none can be told from others that are held out
+        return ENGINE.evaluate(state.model, batch, exact=True)[1] / len(batch.tokens_BT)
+
+    for step in range(40):
+        made = rewarded(ENGINE, state.model, source.batch_at(step).first(8), samples=4, temperature=1.0, noise=step)
+        assert made.weights_BT is not None
+        made = Batch(
+            tokens_BT=made.tokens_BT, targets_BT=made.targets_BT, count=made.count, weights_BT=sign * made.weights_BT
+        )
+        ENGINE.step(state, made, config=config, share=1.0, step=step)
+    assert share() == 1.0 if sign > 0 else share() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"optim": {"objective": {"kind": "preference", "reference": "x"}}}, "goes with data.kind = 'pairs'"),
+        ({"data": {"kind": "pairs", "path": "x"}}, "goes with data.kind = 'pairs'"),
+        ({"optim": {"objective": {"kind": "reward"}}}, "needs a toy whose answer ends the row"),
+        (
+            {"data": {"kind": "sort"}, "model": {"block_size": 64}, "optim": {"objective": {"kind": "reward"}}},
+            "is no multiple of optim.objective.samples = 8: use 16",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(sections, origin="test")
+
+
+def test_pairs_need_both_answers(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b"}\n' * 3)
+    with pytest.raises(DataError, match="no field 'rejected'"):
+        pair_batches(PairsData(path=path, val=path), seed=1, plan=BatchPlan(batch_size=2, block_size=8))
