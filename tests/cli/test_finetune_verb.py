@@ -10,8 +10,12 @@ import pytest
 
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli import main
+from bonsaigpt.config import PairsData
 from bonsaigpt.data.examples import example_batches
+from bonsaigpt.data.examples.pairs import pair_batches
 from bonsaigpt.data.plan import BatchPlan
+from bonsaigpt.data.toys import task_batches
+from bonsaigpt.torch_engine.engine import TorchEngine
 
 
 def bonsai(*words: object) -> int:
@@ -83,6 +87,9 @@ def test_epochs_are_steps(workshop: Path) -> None:
     assert config.train.steps == -(-2 * len(source.rows) // config.train.batch_size)
 
 
+PAIRS = "".join(
+    json.dumps({"prompt": one, "chosen": "at", "rejected": "an"}) + "\n" for one in ("c", "s", "m", "f", "r", "th") * 4
+)
 TASK = ["--data", "task.jsonl", "--template", "{ask}{say}"]
 
 
@@ -99,12 +106,18 @@ TASK = ["--data", "task.jsonl", "--template", "{ask}{say}"]
         ([*TASK, "--dropout", "2"], "dropout"),
         ([*TASK, "--adapter", "lora", "--layer-decay", "0.9"], "leave one out"),
         ([*TASK, "--adapter", "lora", "--freeze", "*"], "leaves nothing"),
+        ([], "say what to learn from"),
+        (["--reward"], "needs a run on a toy"),
+        (["--reward", "--data", "task.jsonl"], "makes its own problems"),
+        (["--data", "pairs.jsonl", "--label-tokens"], "does not apply: leave it out"),
+        (["--data", "pairs.jsonl"], "does not know where an answer ends"),
     ],
 )
 def test_bad_input_writes_nothing(
     workshop: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     task(Path("task.jsonl"))
+    Path("pairs.jsonl").write_text(PAIRS)
     assert bonsai("finetune", "tiny", *words) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -152,3 +165,57 @@ def test_adapters_are_merged_or_kept_beside_the_base(workshop: Path, capsys: pyt
         assert bonsai(*words) == 2
         assert message in capsys.readouterr().err
     assert not Path("runs/x").exists()
+
+
+def test_what_was_chosen_is_preferred(workshop: Path) -> None:
+    """The reference is the model that was tuned."""
+    Path("pairs.jsonl").write_text(PAIRS)
+    flags = ["--data", "pairs.jsonl", "--val", "pairs.jsonl", "--train.batch_size", 8]
+    examples = [{"prompt": one, "completion": two} for one in "csmfr" for two in ("at", "an")]
+    Path("either.jsonl").write_text("".join(json.dumps(record) + "\n" for record in examples))
+    either = ["--data", "either.jsonl", "--val", "either.jsonl", "--train.steps", 40, "--optim.lr", 0.02]
+    assert bonsai("finetune", "tiny", *either, "--name", "either") == 0
+    assert bonsai("finetune", "either", *flags, "--epochs", 4, "--optim.lr", 0.01, "--name", "prefers") == 0
+    run = RunDirectory.open(Path("runs/prefers"))
+    assert run.config.optim.objective.model_dump() == {
+        "kind": "preference",
+        "reference": "runs/either@40",
+        "beta": 0.1,
+    }
+    assert run.config.train.steps == 24  # 24 pairs of two rows, four times, eight rows a step
+    figures = {}
+    for name in ("either", "prefers"):
+        opened = RunDirectory.open(Path(f"runs/{name}"))
+        engine = TorchEngine(device="cpu", precision="fp32", workers=1)
+        batch = pair_batches(
+            PairsData(path=Path("pairs.jsonl"), val=Path("pairs.jsonl")),
+            seed=1,
+            plan=BatchPlan(batch_size=48, block_size=8),
+            tokenizer=opened.tokenizer,
+        ).batch_at(0)
+        scores = engine.target_scores(engine.model(opened.config.model, opened.load("last").model), batch)
+        rows = -np.bincount(scores.rows_N, weights=scores.losses_N, minlength=48)
+        figures[name] = float((rows[0::2] - rows[1::2]).mean())
+    assert figures["prefers"] > figures["either"] + 1.0
+
+
+def test_a_toy_is_rewarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    toy = ["--data.kind", "copy", "--data.vocab", 3, "--data.length", 1, "--data.val_examples", 3]
+    shape = ["--model.n_layer", 1, "--model.n_head", 2, "--model.n_embd", 16, "--model.block_size", 4]
+    quick = ["--train.device", "cpu", "--train.precision", "fp32", "--train.compile", "off", "--train.threads", 1]
+    quick += ["--train.tensorboard", "false", "--train.batch_size", 32]
+    assert bonsai("train", "copy", *toy, *shape, *quick, "--train.steps", 1, "--optim.lr", 1e-3, "--name", "toy") == 0
+    flags = ["--reward", "--samples", 4, "--train.steps", 15, "--optim.lr", 0.03, "--name", "better"]
+    assert bonsai("finetune", "toy", *flags, *quick[:8]) == 0
+    run = RunDirectory.open(Path("runs/better"))
+    assert run.config.optim.objective.kind == "reward"
+    engine = TorchEngine(device="cpu", precision="fp32", workers=1)
+    batch = task_batches(run.config.data, seed=run.config.seed, plan=BatchPlan.of(run.config)).batch_at(0)  # type: ignore[arg-type]
+    before, after = (
+        engine.evaluate(engine.model(one.config.model, one.load("last").model), batch, exact=True)[1]
+        for one in (RunDirectory.open(Path("runs/toy")), run)
+    )
+    assert before < 20
+    assert after > 28  # of 32
+    assert bonsai("finetune", "toy", "--reward", "--samples", 5, "--name", "x") == 2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from bonsaigpt.config import ExamplesData, ModelConfig, RunConfig, derive
+from bonsaigpt.config import DataConfig, ModelConfig, RunConfig, derive
 from bonsaigpt.data.examples.reading import Example
 from bonsaigpt.data.tokenizers import END_OF_TEXT, Tokenizer, label_token, with_special
 from bonsaigpt.errors import ConfigError, did_you_mean
@@ -22,6 +22,8 @@ _SHARE = 0.3
 """Of the learning rates that the model was trained with."""
 _SHARE_NEW = 1.0
 """The same where tokens were added: their rows have everything to learn."""
+_SHARE_PREFERENCE = 0.03
+"""The same of preferences: at ten times that a pair's margin grows by making both of its answers unlikely."""
 _WARMUP = 0.1
 """Share of the steps."""
 _LABELS = 10_000
@@ -76,12 +78,13 @@ def on_top(scales: dict[str, float], more: dict[str, float]) -> dict[str, float]
 def finetuned_config(
     base: RunConfig,
     model: ModelConfig,
-    data: ExamplesData,
+    data: DataConfig,
     *,
     steps: int,
     scales: dict[str, float],
     exact: bool,
     new_tokens: bool = False,
+    objective: dict[str, Any] | None = None,
 ) -> RunConfig:
     """The configuration of a run that tunes a model for so many steps.
 
@@ -93,14 +96,19 @@ def finetuned_config(
         scales: factors on learning rates by parameter name, on top of those of ``base``.
         exact: keep the checkpoint with most answers right, not the one with the lowest loss.
         new_tokens: the model has rows that were never trained.
+        objective: what becomes likelier, ``optim.objective``; None: what the data say.
     """
-    share = _SHARE_NEW if new_tokens else _SHARE
+    preference = objective is not None and objective["kind"] == "preference"
+    share = _SHARE_PREFERENCE if preference else _SHARE_NEW if new_tokens else _SHARE
     optim: dict[str, Any] = {
         "lr": base.optim.lr * share,
         "lr_scale": on_top({glob: s for glob, s in base.optim.lr_scale.items() if s > 0}, scales),
         "schedule": {"kind": "linear", "warmup": round(steps * _WARMUP), "final": 0.0},
         "distill": {"kind": "none"},
+        "objective": objective or {"kind": "likelihood"},
     }
+    if objective is not None:
+        optim["z_loss"] = 0.0
     if base.optim.matrices.kind == "muon":
         optim["matrices"] = base.optim.matrices.model_dump() | {"lr": base.optim.matrices.lr * share}
         optim["matrices"]["precision"] = "auto"

@@ -28,10 +28,23 @@ from bonsaigpt.cli.common import (
 )
 from bonsaigpt.cli.experiment import with_overrides
 from bonsaigpt.cli.train import train_made
-from bonsaigpt.config import ExamplesData, FileTokenizerConfig, ModelConfig, RunConfig, derive
-from bonsaigpt.data.examples import example_batches, read_examples
+from bonsaigpt.config import (
+    DataConfig,
+    ExamplesData,
+    FileTokenizerConfig,
+    ModelConfig,
+    PairsData,
+    RunConfig,
+    TaskData,
+    derive,
+)
+from bonsaigpt.data.batches import BatchSource
+from bonsaigpt.data.examples import example_batches
+from bonsaigpt.data.examples.pairs import are_pairs, pair_batches
+from bonsaigpt.data.examples.reading import read_examples
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import Tokenizer
+from bonsaigpt.data.toys import task_batches
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.spec import parameter_count, parameters
 from bonsaigpt.train import start_state
@@ -39,10 +52,15 @@ from bonsaigpt.units import named, size
 
 __all__ = ["finetune_run", "run"]
 
+_REWARD_STEPS = 100
+
 _EXAMPLE = """  bonsai finetune runs/wiki --data intents.jsonl --template "{text}{intent}" --label-tokens --epochs 10
   bonsai finetune runs/wiki --data chat.jsonl --name assistant --optim.lr 3e-4
-  bonsai finetune runs/wiki --data pairs.jsonl --freeze "transformer.h.0.*" --layer-decay 0.8 --train.patience 3
-a line of the data is {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...}, or as --template says"""
+  bonsai finetune runs/wiki --data questions.jsonl --freeze "transformer.h.0.*" --layer-decay 0.8 --train.patience 3
+  bonsai finetune runs/assistant --data pairs.jsonl --beta 0.1
+  bonsai finetune runs/sort --reward --samples 8 --train.batch_size 256
+a line of the data is {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...}, or as --template says; of
+preferences (DPO) {"prompt": ..., "chosen": ..., "rejected": ...}"""
 
 
 def run(argv: list[str]) -> int:
@@ -69,7 +87,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("model", help="a run (RUN, RUN@last, RUN@500) or a folder in Hugging Face's format")
     data = parser.add_argument_group("examples", "Files of JSON lines.")
-    data.add_argument("--data", type=Path, required=True, metavar="FILE", help="to train on")
+    data.add_argument("--data", type=Path, metavar="FILE", help="to train on; this, or --reward")
     data.add_argument(
         "--val",
         type=Path,
@@ -87,13 +105,29 @@ def _parser() -> Parser:
     data.add_argument("--balance", action="store_true", help="show every completion equally often")
     data.add_argument("--prompts", action="store_true", help="count prompts in the loss as well")
     data.add_argument("--no-pack", action="store_true", help="give each example a row of its own")
+    wishes = parser.add_argument_group("preferences and rewards")
+    wishes.add_argument(
+        "--beta",
+        type=number_above_zero("is no strength: use one above 0, e.g. 0.1"),
+        default=0.1,
+        metavar="X",
+        help="with pairs: how closely the model is held to what it was, more is closer (default: 0.1)",
+    )
+    wishes.add_argument(
+        "--reward",
+        action="store_true",
+        help="without data: the model's own answers to the toy that it was trained on (sort, add, copy) are rewarded",
+    )
+    wishes.add_argument(
+        "--samples", type=count_from(2), default=8, metavar="N", help="with --reward: answers to a problem (default: 8)"
+    )
     tuning = parser.add_argument_group("tuning")
     tuning.add_argument(
         "--epochs",
         type=number_above_zero("is no number of epochs: use one above 0"),
         default=3.0,
         metavar="N",
-        help="passes over the examples; --train.steps says it in steps (default: 3.0)",
+        help="passes over the examples; --train.steps says it in steps (default: 3.0; 100 steps with --reward)",
     )
     tuning.add_argument(
         "--freeze",
@@ -136,19 +170,17 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     target = arguments.runs / check_run_name(arguments.name or f"{Path(opened.label.partition('@')[0]).name}-tuned")
     RunDirectory.refuse_existing(target)
     base = opened.run.config if opened.run is not None else derive(RunConfig(), model=_dumped(opened.config))
-    data = ExamplesData(
-        path=arguments.data,
-        val=arguments.val,
-        template=arguments.template,
-        tokenizer=FileTokenizerConfig(path=target / "tokenizer.json"),  # the run brings its own
-        prompts=arguments.prompts,
-        pack=not arguments.no_pack,
-        balance=arguments.balance,
-    )
-    labels = read_examples(data.path, data.template)[0] if arguments.label_tokens else None
-    tokenizer = tokenizer_with(opened.tokenizer, labels)
+    data, objective = _lessons(arguments, opened, base, target)
+    tokenizer = opened.tokenizer
+    if not isinstance(data, TaskData):
+        labels = read_examples(arguments.data, arguments.template)[0] if arguments.label_tokens else None
+        tokenizer = tokenizer_with(opened.tokenizer, labels)
     model, weights = _model(opened, arguments, tokenizer)
     new_tokens = tokenizer.vocab_size > opened.tokenizer.vocab_size
+    if new_tokens and isinstance(data, PairsData):
+        raise ConfigError(
+            f"{opened.label} does not know where an answer ends: tune it on chosen answers first, as prompt, completion"
+        )
     scales = layerwise(model, arguments.layer_decay) if arguments.layer_decay != 1.0 else {}
     if arguments.adapter is not None:
         if scales:
@@ -163,15 +195,15 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     scales = on_top(scales, frozen(model, arguments.freeze or ()))
 
     def config_for(steps: int, exact: bool) -> RunConfig:
-        tuned = finetuned_config(base, model, data, steps=steps, scales=scales, exact=exact, new_tokens=new_tokens)
-        return with_overrides(tuned, overrides)
+        how: dict[str, Any] = {"scales": scales, "exact": exact, "new_tokens": new_tokens, "objective": objective}
+        return with_overrides(finetuned_config(base, model, data, steps=steps, **how), overrides)
 
     first = config_for(1, False)
-    examples = example_batches(data, seed=base.seed, plan=BatchPlan.of(first), tokenizer=tokenizer)
-    steps = max(1, math.ceil(arguments.epochs * len(examples.rows) / examples.plan.batch_size))
+    source, rows = _source(data, base.seed, BatchPlan.of(first), tokenizer)
+    steps = max(1, math.ceil(arguments.epochs * rows / first.train.batch_size)) if rows else _REWARD_STEPS
     if "steps" in overrides.get("train", {}):
         steps = first.train.steps
-    config = config_for(steps, examples.exact_match)
+    config = config_for(steps, source.exact_match)
     _tell_parameters(config, say)
     RunDirectory.create(
         target,
@@ -181,11 +213,61 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
             "bonsaigpt": __version__,
             "command": shlex.join(["bonsai", "finetune", *argv]),
             "finetuned": opened.label,
-            "data": examples.fingerprint,
+            "data": source.fingerprint,
         },
-        start=Checkpoint(model=weights, optimizer={}, state=start_state(examples)),
+        start=Checkpoint(model=weights, optimizer={}, state=start_state(source)),
     )
     return target
+
+
+def _lessons(
+    arguments: argparse.Namespace, opened: Opened, base: RunConfig, target: Path
+) -> tuple[DataConfig, dict[str, Any] | None]:
+    """What is learned from, and by which objective (``optim.objective``; None: what the data say becomes likely)."""
+    flags = {
+        "--template": arguments.template,
+        "--label-tokens": arguments.label_tokens,
+        "--balance": arguments.balance,
+        "--prompts": arguments.prompts,
+        "--no-pack": arguments.no_pack,
+    }
+    given = next((flag for flag, value in flags.items() if value), None)
+    if arguments.reward:
+        if arguments.data is not None or arguments.val is not None or given:
+            raise ConfigError("--reward makes its own problems: leave out --data and what belongs to it")
+        if opened.run is None or not isinstance(base.data, TaskData):
+            raise ConfigError(f"--reward needs a run on a toy (sort, add, copy), and {opened.label} is none")
+        return base.data, {"kind": "reward", "samples": arguments.samples}
+    if arguments.data is None:
+        raise ConfigError("say what to learn from: --data FILE, or --reward for a run on a toy")
+    own = FileTokenizerConfig(path=target / "tokenizer.json")  # the run brings its own
+    if are_pairs(arguments.data):
+        if given:
+            raise ConfigError(f"{arguments.data} has pairs of answers, to which {given} does not apply: leave it out")
+        pairs = PairsData(path=arguments.data, val=arguments.val, tokenizer=own)
+        return pairs, {"kind": "preference", "reference": opened.label, "beta": arguments.beta}
+    examples = ExamplesData(
+        path=arguments.data,
+        val=arguments.val,
+        template=arguments.template,
+        tokenizer=own,
+        prompts=arguments.prompts,
+        pack=not arguments.no_pack,
+        balance=arguments.balance,
+    )
+    return examples, None
+
+
+def _source(data: DataConfig, seed: int, plan: BatchPlan, tokenizer: Tokenizer) -> tuple[BatchSource, int]:
+    """The batches, and how many rows all of the data are; 0: without end."""
+    if isinstance(data, ExamplesData):
+        examples = example_batches(data, seed=seed, plan=plan, tokenizer=tokenizer)
+        return examples, len(examples.rows)
+    if isinstance(data, PairsData):
+        pairs = pair_batches(data, seed=seed, plan=plan, tokenizer=tokenizer)
+        return pairs, 2 * len(pairs.rejected)
+    assert isinstance(data, TaskData)
+    return task_batches(data, seed=seed, plan=plan), 0
 
 
 def _model(opened: Opened, arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[ModelConfig, Arrays]:

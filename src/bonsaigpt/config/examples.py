@@ -43,7 +43,8 @@ class ExamplesData(Config):
 
 class PairsData(Config):
     """Pairs of answers, one JSON object a line: a prompt, the answer that was chosen, and the one that was rejected.
-    They take two rows of a batch each; what is validated is the loss of the chosen ones."""
+    They take two rows of a batch each; what is validated are the chosen ones, their loss and how many the model would
+    write itself."""
 
     kind: Literal["pairs"] = "pairs"
     """Where the tokens come from."""

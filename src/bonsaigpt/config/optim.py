@@ -196,7 +196,7 @@ class PreferenceObjective(Config):
 class RewardObjective(Config):
     """The model's own answers, sampled anew in each step, are to become likelier the better they are (REINFORCE,
     Williams 1992, with the mean of a problem's other answers as baseline, Kool et al. 2019). For toys whose answer
-    ends the row; the reward is the share of its tokens that are right."""
+    ends the row; the reward is the share of its tokens that are right, and each is credited with those from it on."""
 
     kind: Literal["reward"] = "reward"
     """Which objective."""

@@ -168,7 +168,7 @@ class RunConfig(Config):
         if self.train.memory.kind != "none":
             self._check_memory()
         self._check_objective()
-        if self.train.best == "exact" and not isinstance(self.data, TaskData | ExamplesData):
+        if self.train.best == "exact" and not isinstance(self.data, TaskData | ExamplesData | PairsData):
             raise ValueError(
                 f"train.best = 'exact' needs answers that are right or wrong, and data.kind = '{self.data.kind}' is "
                 "text: use 'loss'"

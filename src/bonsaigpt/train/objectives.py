@@ -3,9 +3,9 @@
 Both gradients are weighted sums of the gradients of log-likelihoods, so the step is the same as ever. Of a pair with
 the margin m = beta (log p(chosen) - log p(rejected)), each less that of the reference, the gradient of
 -log sigmoid(m) is beta sigmoid(-m) times that of log p(rejected) - log p(chosen) (Rafailov et al. 2023, section 4): so
-the targets of the chosen answer weigh beta sigmoid(-m), and those of the rejected one the negative of it. An answer
-that the model sampled weighs its reward less the mean of the others to the same problem. Sampling is a function of
-(seed, step), so a resumed run asks for the same answers.
+the targets of the chosen answer weigh beta sigmoid(-m), and those of the rejected one the negative of it. A token that
+the model sampled weighs what is right from it on, for it cannot change what stands before, less the mean of the same in
+the other answers to the problem. Sampling is a function of (seed, step), so a resumed run asks for the same answers.
 """
 
 from __future__ import annotations
@@ -89,11 +89,13 @@ def preferred(batch: Batch, ours_B: np.ndarray, theirs_B: np.ndarray, *, beta: f
     margin_P = beta * (added_B[0::2] - added_B[1::2])
     pull_P = beta / (1.0 + np.exp(np.clip(margin_P, -60.0, 60.0)))
     weight_B = np.stack([pull_P, -pull_P], axis=1).reshape(-1) * batch.count / len(pull_P)  # a mean over pairs
-    return _weighted(batch, weight_B)
+    weights_BT = np.where(batch.targets_BT != IGNORE, weight_B[:, None], 0.0).astype(np.float32)
+    return replace(batch, weights_BT=weights_BT)
 
 
 def rewarded(engine: Engine, model: Any, problems: Batch, *, samples: int, temperature: float, noise: int) -> Batch:
-    """Some answers of the model's to each problem, weighted by how much better they are than its others.
+    """Some answers of the model's to each problem; a token weighs how much more is right from it on, as a share of the
+    answer, than in the others (reward to go, with a baseline that leaves one out: Kool et al. 2019, equation 8).
 
     Args:
         problems: one a row, with the right answer; all targets stand at its end.
@@ -113,15 +115,12 @@ def rewarded(engine: Engine, model: Any, problems: Batch, *, samples: int, tempe
         said_BT[:, place] = (logits_BV / temperature + gumbel_BV).argmax(axis=1)
         given = said_BT[:, place : place + 1]
     answers = slice(first, length)
-    reward_B = (said_BT[:, answers] == right_BT[:, answers]).mean(axis=1)
-    grouped = reward_B.reshape(-1, samples)
-    others = (grouped.sum(axis=1, keepdims=True) - grouped) / (samples - 1)
+    right_BA = said_BT[:, answers] == right_BT[:, answers]
+    to_go = right_BA[:, ::-1].cumsum(axis=1)[:, ::-1].reshape(-1, samples, length - first) / (length - first)
+    others = (to_go.sum(axis=1, keepdims=True) - to_go) / (samples - 1)
+    weights_BT = np.zeros(right_BT.shape, np.float32)
+    weights_BT[:, answers] = (to_go - others).reshape(rows, -1)
     inputs_BT = tokens_BT.copy()
     inputs_BT[:, first + 1 :] = said_BT[:, first:-1]
-    made = Batch(tokens_BT=inputs_BT, targets_BT=said_BT, count=rows * (length - first))
-    return _weighted(made, (grouped - others).reshape(-1))
-
-
-def _weighted(batch: Batch, weight_B: np.ndarray) -> Batch:
-    weights_BT = np.where(batch.targets_BT != IGNORE, weight_B[:, None], 0.0).astype(np.float32)
-    return replace(batch, weights_BT=weights_BT)
+    count = rows * (length - first)
+    return Batch(tokens_BT=inputs_BT, targets_BT=said_BT, count=count, weights_BT=weights_BT)

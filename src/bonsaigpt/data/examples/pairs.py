@@ -21,7 +21,7 @@ from bonsaigpt.errors import DataError
 from bonsaigpt.progress import Say, silent
 from bonsaigpt.randomness import key, permute
 
-__all__ = ["PairBatches", "pair_batches"]
+__all__ = ["PairBatches", "are_pairs", "pair_batches"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PairBatches:
     chosen: ExampleBatches
     rejected: Encoded
     seed: int
-    exact_match: bool = False
+    exact_match: bool = True
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -118,9 +118,18 @@ def pair_batches(
         fingerprint=f"pairs-{digest.hexdigest()[:16]}-{seed}-{plan.batch_size}",
         pack=False,
         shown=np.arange(len(sides[0])),
-        exact_match=False,
+        exact_match=True,
     )
     return PairBatches(examples, sides[2], seed)
+
+
+def are_pairs(path: Path) -> bool:
+    """Whether a file's first line has an answer that was chosen and one that was rejected.
+
+    Raises:
+        DataError: it cannot be read, or has no line.
+    """
+    return read_records(path)[0][1].keys() >= {"chosen", "rejected"}
 
 
 def _side(path: Path, field: str) -> Sequence[Example]:
