@@ -3,12 +3,14 @@ every slot looked at in every step. Rounds are interleaved in one run: one text,
 
     python benchmarks/jax_decode.py --preset baby
     python benchmarks/jax_decode.py --layers 4 --heads 4 --width 128 --block 64
+    python benchmarks/jax_decode.py --parts
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 from jax import Array, lax
 
 from bonsaigpt.config import ModelConfig, validate
+from bonsaigpt.jax_engine.decode import JaxDecoder
 from bonsaigpt.jax_engine.engine import JaxEngine
 from bonsaigpt.spec import initial_value, parameters
 
@@ -54,12 +57,41 @@ def one_scan(config: ModelConfig, params: Any, prompt_T: Array, total: int) -> A
     return lax.scan(step, (empty, empty, prompt_T[0]), jnp.arange(total))[1]
 
 
+def parts(decoder: JaxDecoder) -> None:
+    """Print the milliseconds of the calls that a text is made of, and of one that computes nothing."""
+    params, block = decoder._params, decoder.block_size
+    token, start = np.array([3], np.int32), np.array([block - 20], np.int32)
+    piece, row = np.zeros(16, np.int32), np.int32(0)
+    nothing = jax.jit(lambda params, cache, token: (cache, token + 1), donate_argnums=1)
+    calls: dict[str, tuple[Callable[[], tuple[Any, ...]], int]] = {
+        "nothing": (lambda: nothing(params, decoder._cache, token), 1),
+        "a step": (lambda: decoder._step(params, decoder._cache, token, start, seen=block), 1),
+        "a step of 8 read ahead": (
+            lambda: decoder._ahead(params, decoder._cache, token, start, seen=block, steps=8),
+            8,
+        ),
+        "a piece of 16 of a prompt": (
+            lambda: decoder._prefill(params, decoder._cache, row, piece, row, np.int32(8), seen=block, every=False),
+            1,
+        ),
+    }
+    for name, (call, count) in calls.items():
+        seconds: list[float] = []
+        for _ in range(61):
+            began = time.perf_counter()
+            decoder._cache, *told = call()
+            jax.tree.map(np.asarray, told)
+            seconds.append((time.perf_counter() - began) / count)
+        print(f"{name}: {1e3 * median(seconds[1:]):.3f} ms, at best {1e3 * min(seconds):.3f}")
+
+
 def main() -> None:
     """Print tokens a second of both, and the ratio round by round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset")
     for name, value in (("layers", 4), ("heads", 4), ("width", 128), ("block", 64), ("vocab", 65), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--parts", action="store_true", help="print what the single calls take instead")
     arguments = parser.parse_args()
     sizes: dict[str, Any] = {"preset": arguments.preset}
     if arguments.preset is None:
@@ -77,6 +109,9 @@ def main() -> None:
     prompt, total = np.arange(8, dtype=np.int32), config.block_size
     scan = jax.jit(lambda params, prompt: one_scan(config, params, prompt, total))
     decoder = engine.decoder(model, rows=1)
+    if arguments.parts:
+        parts(decoder)
+        return
 
     def theirs() -> list[int]:
         return np.asarray(scan(model.params, jnp.asarray(prompt)))[8:].tolist()

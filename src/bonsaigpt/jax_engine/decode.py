@@ -123,15 +123,15 @@ class JaxDecoder:
 
     @functools.cached_property
     def _prefill(self) -> Program:
-        return program(prefill, self.config, donate=(1,), static=("seen", "every"))
+        return program(prefill, self.config, few_rows=True, donate=(1,), static=("seen", "every"))
 
     @functools.cached_property
     def _step(self) -> Program:
-        return program(step, self.config, donate=(1,), static=("seen",))
+        return program(step, self.config, few_rows=True, donate=(1,), static=("seen",))
 
     @functools.cached_property
     def _ahead(self) -> Program:
-        return program(ahead, self.config, donate=(1,), static=("seen", "steps"))
+        return program(ahead, self.config, few_rows=True, donate=(1,), static=("seen", "steps"))
 
     @functools.cached_property
     def _copy(self) -> Program:
