@@ -25,7 +25,8 @@ GraphFormat = Literal["torch", "onnx"]
 GRAPH_FILES: dict[GraphFormat, str] = {"torch": "model.pt2", "onnx": "model.onnx"}
 """The file of the graph."""
 
-_TORCH = """import torch
+_TORCH = """# in this folder
+import torch
 from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file("tokenizer.json")
@@ -39,7 +40,8 @@ for _ in range({count}):
     written.append(int(tokens))
 print(tokenizer.decode(written))"""
 
-_ONNX = """import numpy as np
+_ONNX = """# in this folder
+import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
