@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bonsaigpt.cli import main
+from bonsaigpt.config import KeyValueMemory
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +144,14 @@ def test_training_through_a_policy_needs_keys_and_values(capsys: pytest.CaptureF
     words = ["train", "copy", "--model.attention.kind", "latent", "--train.kv", "int4", "--runs", str(tmp_path)]
     assert main(words) == 2
     assert "leave the policy out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_convention_knows_a_memory(
+    workshop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("some.txt").write_text("the cat sat on the mat " * 8, encoding="utf-8")
+    words = ["eval", "tiny", "--text", "some.txt", "--convention", "krony-wikitext"]
+    assert main(words) == 0
+    monkeypatch.setattr("bonsaigpt.cli.eval.memory_of", lambda opened, tokens: KeyValueMemory(length=4))
+    assert main(words) == 2
+    assert "--memory 0 scores it without" in capsys.readouterr().err

@@ -132,6 +132,10 @@ def _by_convention(arguments: argparse.Namespace) -> int:
     if arguments.kv is not None or arguments.memory or arguments.weights != "fp32":
         raise GenerateError("--convention goes with no --kv, --memory or --weights: nobody published by such")
     opened = open_model(arguments.model, runs=arguments.runs)
+    if memory_of(opened, arguments.memory).kind != "none":
+        raise GenerateError(
+            f"{opened.label} was trained with a memory, and no convention knows one: --memory 0 scores it without"
+        )
     text = CONVENTIONS[arguments.convention].text(read_document(arguments.text).text)
     source = window_source(opened, text, origin=str(arguments.text))
     engine, model = opened.on(arguments)
