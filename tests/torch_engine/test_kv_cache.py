@@ -382,7 +382,7 @@ def test_what_the_model_itself_does_not_see_is_not_held() -> None:
 
 @pytest.mark.parametrize("name", sorted(NO_POLICY))
 def test_attention_that_no_policy_knows_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.attention\.kind\b.*: give no policy$"):
+    with pytest.raises(ConfigError, match=r"model\.attention\.kind\b.*: leave the policy out"):
         PolicyCache(variant(name), read_policy("full, int8"))
 
 
