@@ -61,7 +61,7 @@ def test_codes_scales_and_numbers_are_those_of_the_quantizers(words: str, width:
     plain, native = stores(words, x)
     for ours, theirs in zip(native.tensors(), plain.tensors(), strict=True):
         assert ours.dtype == theirs.dtype
-        assert torch.equal(ours, theirs)
+        assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))  # a zero has its sign
     none = x[:, :, :0]
     assert torch.equal(native.read(none), plain.read(none))
 

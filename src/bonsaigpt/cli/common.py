@@ -75,7 +75,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise BonsaiError(f"{message}. `{self.prog} --help` lists all.")
+        end = "" if message.endswith((".", "?", "!")) else "."
+        raise BonsaiError(f"{message}{end} `{self.prog} --help` lists all.")
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse; an unknown flag suggests the right one."""

@@ -39,7 +39,7 @@ _EXAMPLE = """  bonsai eval runs/shakespeare-char
   bonsai eval gpt2-folder --text wiki.test.tokens --convention krony-wikitext
   bonsai eval runs/streams --memory 256
   bonsai eval runs/shakespeare-char --stride 16 --against runs/shakespeare-char-best
-  bonsai eval runs/shakespeare-char --kv 'window(64), int4(group=32)'"""
+  bonsai eval runs/shakespeare-char --kv 'window(64), int4(group=32), chunk=1'"""
 
 
 def run(argv: list[str]) -> int:

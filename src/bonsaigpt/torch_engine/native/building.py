@@ -105,7 +105,7 @@ def _compiler() -> tuple[str, ...]:
 def _name(compiler: tuple[str, ...]) -> str:
     """What all libraries built from these sources, by this compiler, for this processor are called."""
     sources = hashlib.sha256(b"".join(_SOURCES.values())).hexdigest()
-    key = (sources, _FLAGS, _TUNED, compiler, _version(compiler), _processor(), platform.machine())
+    key = (sources, _flags(compiler), _TUNED, compiler, _version(compiler), _processor(), platform.machine())
     return f"decode-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}"
 
 
@@ -168,12 +168,26 @@ def _build(compiler: tuple[str, ...], name: str) -> ctypes.CDLL:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
+    """Clang has a word of its own for contraction that a pragma may forbid, as that of ``codes.h`` does."""
+    fast = "-ffp-contract=fast"
+    clang = "clang" in _version(compiler).lower()
+    return tuple(f"{fast}-honor-pragmas" if clang and flag == fast else flag for flag in _FLAGS)
+
+
 def _compile(compiler: tuple[str, ...], made: Path) -> None:
     for name, text in _SOURCES.items():
         (made.parent / name).write_bytes(text)
     words = ""
     for tuned in _TUNED:
-        command = [*compiler, *_FLAGS, *filter(None, [tuned]), str(made.parent / "decode.cpp"), "-o", str(made)]
+        command = [
+            *compiler,
+            *_flags(compiler),
+            *filter(None, [tuned]),
+            str(made.parent / "decode.cpp"),
+            "-o",
+            str(made),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
         except subprocess.TimeoutExpired:

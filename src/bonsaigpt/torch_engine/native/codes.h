@@ -77,7 +77,7 @@ inline void code_group(const Codes& form, const float* x, uint8_t* codes, uint16
     auto [low, high] = extent(x, form.group);
     float most = float((1 << form.bits) - 1), start = 0, from = 0;
     if (form.is_symmetric) {
-        *step = to_half(std::max(-low, high) / 127.0f);
+        *step = to_half(std::max(std::fabs(low), std::fabs(high)) / 127.0f);
         from = -127, most = 127;
     } else {
         *least = to_half(low);
@@ -161,6 +161,8 @@ void bonsai_decode(const Codes* form, int64_t rows, const uint8_t* packed, const
 }
 }
 
-#if !defined(__clang__)
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
 #pragma GCC pop_options
 #endif
