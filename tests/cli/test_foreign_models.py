@@ -150,6 +150,16 @@ def test_export_writes_a_folder_that_says_the_same(place: Path, capsys: pytest.C
     assert (place / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+def test_the_card_begins_with_text_that_the_model_knows(place: Path) -> None:
+    """An alphabet without a capital T, or with digits alone."""
+    Path("low.txt").write_text("so it was, and nobody knew. " * 200)
+    train = [*TRAIN, *QUICK, "--model.n_layer", "1", "--model.n_embd", "16", "--model.block_size", "8"]
+    assert main([*train, "--data.path", "low.txt", "--name", "low", "--data.tokenizer.kind", "chars"]) == 0
+    assert main(["export", "low", "--to", "hf"]) == 0
+    card = (place / "runs/low/export/hf/README.md").read_text()
+    assert 'tokenizer(",", return_tensors="pt")' in card
+
+
 def test_export_to_gguf(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
     made(place / "small", (place / "text.txt").read_text(), GPT2)

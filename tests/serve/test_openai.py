@@ -58,7 +58,10 @@ def test_the_same_seed_gives_what_bonsai_sample_writes(client, runs: Path, capsy
     for choice, one in zip(made.choices, expected, strict=True):
         assert choice.logprobs.token_logprobs == [p["logprob"] for p in one["logprobs"]]
         tops = [[entry["logprob"] for entry in p["top"]] for p in one["logprobs"]]
-        assert [list(top.values()) for top in choice.logprobs.top_logprobs] == tops
+        assert [list(top.values())[:2] for top in choice.logprobs.top_logprobs] == tops
+        drawn = zip(choice.logprobs.tokens, choice.logprobs.top_logprobs, strict=True)
+        assert [top[token] for token, top in drawn] == choice.logprobs.token_logprobs
+        assert {len(top) for top in choice.logprobs.top_logprobs} == {2, 3}  # one more where it is none of the two
         assert "".join(choice.logprobs.tokens) == choice.text
     assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (7, 240)
     other = client.completions.create(model="letters", prompt="the cat", max_tokens=80, seed=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from bonsaigpt import __version__
 from bonsaigpt.cli.common import Opened, Parser, open_model, runs_folder, whisper
 from bonsaigpt.config import dump_toml
 from bonsaigpt.engines import load_engine
-from bonsaigpt.errors import ConfigError
+from bonsaigpt.errors import BonsaiError, ConfigError
 from bonsaigpt.interop.card import model_card, transformers_usage
 from bonsaigpt.interop.gguf_file import write_gguf
 from bonsaigpt.interop.graph_files import GRAPH_FILES, graph_usage, write_graph_folder
@@ -156,8 +157,14 @@ def _inside(opened: Opened, name: str) -> Path:
 
 
 def _prompt(opened: Opened) -> str:
-    prompt = opened.run.config.train.sample_prompt if opened.run is not None else ""
-    return prompt if prompt.strip() else "The"
+    """What the model's card begins with: text that its tokenizer knows."""
+    asked = opened.run.config.train.sample_prompt if opened.run is not None else ""
+    for prompt in filter(str.strip, (asked, "The")):
+        with suppress(BonsaiError):
+            opened.tokenizer.encode(prompt)
+            return prompt
+    pieces = (opened.tokenizer.decode([token]) for token in range(opened.tokenizer.vocab_size))
+    return next((piece for piece in pieces if piece.strip() and piece.isprintable()), "")
 
 
 def _quoted(text: str) -> str:

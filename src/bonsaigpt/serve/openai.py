@@ -296,10 +296,16 @@ def _completion_logprobs(model: Served, logprobs: Sequence[LogProb], at: int) ->
     told = {
         "tokens": tokens,
         "token_logprobs": [None if math.isnan(p.logprob) else p.logprob for p in logprobs],
-        "top_logprobs": [{model.piece(token): value for token, value in p.top} or None for p in logprobs],
+        "top_logprobs": [_alternatives(model, p) or None for p in logprobs],
         "text_offset": offsets[:-1],
     }
     return told, offsets[-1]
+
+
+def _alternatives(model: Served, p: LogProb) -> dict[str, float]:
+    """The likeliest tokens, and the one that was drawn if it is none of them."""
+    told = {model.piece(token): value for token, value in p.top}
+    return told | {model.piece(p.token): p.logprob} if told and not math.isnan(p.logprob) else told
 
 
 def _chat_logprob(model: Served, p: LogProb) -> dict[str, Any]:
