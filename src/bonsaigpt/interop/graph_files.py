@@ -6,7 +6,6 @@ for. What it cannot be are steps whose shape follows from the data, or that hand
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from bonsaigpt.engines import Engine
 from bonsaigpt.errors import CheckpointError, OutputError
 from bonsaigpt.files import folder_aside, replace_folder
 from bonsaigpt.interop.tokenizer_files import tokenizer_config, tokenizer_json
+from bonsaigpt.interop.writing import write_texts
 from bonsaigpt.structure import merge
 
 __all__ = ["GRAPH_FILES", "GraphFormat", "graph_usage", "write_graph_folder"]
@@ -107,9 +107,6 @@ def write_graph_folder(
         "tokenizer_config.json": tokenizer_config(tokenizer, config.block_size),
     }
     with folder_aside(folder) as aside:
-        for name, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=name != "tokenizer.json")
-            (aside / name).write_text(text + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(card, encoding="utf-8")
+        write_texts(aside, files, card)
         engine.write_graph(config, values, aside / GRAPH_FILES[form], form)
         replace_folder(aside, folder)

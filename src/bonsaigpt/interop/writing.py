@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bonsaigpt.interop.family import Family, entries
 from bonsaigpt.interop.tensor_files import FloatFormat, write_tensors
 from bonsaigpt.interop.tokenizer_files import tokenizer_config, tokenizer_json
 
-__all__ = ["as_family", "family_for", "write_folder"]
+__all__ = ["as_family", "family_for", "write_folder", "write_texts"]
 
 _TORCH = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -93,10 +94,15 @@ def write_folder(
         "tokenizer_config.json": tokenizer_config(tokenizer, config.block_size),
     }
     with folder_aside(folder) as aside:
-        for name, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=name != "tokenizer.json")
-            (aside / name).write_text(text + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(card, encoding="utf-8")
+        write_texts(aside, files, card)
         write_tensors(aside / "model.safetensors", tensors, dtype)
         replace_folder(aside, folder)
     return family
+
+
+def write_texts(folder: Path, files: Mapping[str, Any], card: str) -> None:
+    """The files that are JSON, by name, and the card as README.md."""
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, ensure_ascii=name != "tokenizer.json")
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -180,14 +180,8 @@ def _compile(compiler: tuple[str, ...], made: Path) -> None:
         (made.parent / name).write_bytes(text)
     words = ""
     for tuned in _TUNED:
-        command = [
-            *compiler,
-            *_flags(compiler),
-            *filter(None, [tuned]),
-            str(made.parent / "decode.cpp"),
-            "-o",
-            str(made),
-        ]
+        flags = [*_flags(compiler), *filter(None, [tuned])]
+        command = [*compiler, *flags, str(made.parent / "decode.cpp"), "-o", str(made)]
         try:
             done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
         except subprocess.TimeoutExpired:
