@@ -179,6 +179,8 @@ def _print(ledger: Ledger, arguments: Any, arms: list[str]) -> None:
                 if OURS in arms and arm != OURS:
                     more = losses(arm, share, heal) - losses(OURS, share, heal)
                     spread = estimate(more.tolist())
+                    figures[row[0]] |= {"over_ours": round(spread.mean, 4), "worse": int((more > 0).sum())}
+                    figures[row[0]] |= {"margin": round(spread.margin, 4)} if spread.margin else {}
                     row.append(f"{spread.text('+.4f')}, {(more > 0).sum()} of {len(more)}")
                 rows.append((*row, *[""] * (4 - len(row))))
     title = f"{machine(arguments.threads)}\nAll MLP matrices, {arguments.seeds} teachers of {arguments.steps} steps"

@@ -148,7 +148,13 @@ def _print(ledger: Ledger, arguments: Any, names: list[str]) -> None:
         for name, runs in found.items():
             loss = np.array([one["loss"] for one in runs])
             cost, seconds = loss - dense, float(np.median([one["seconds"] for one in runs]))
-            figures[f"{name}, {share}"] = {"losses": loss.round(4).tolist(), "cost": round(float(cost.mean()), 4)}
+            figures[f"{name}, {share}"] = {
+                "losses": loss.round(4).tolist(),
+                "costs": cost.round(4).tolist(),
+                "cost": round(float(cost.mean()), 4),
+                "low": round(float(cost.min()), 4),
+                "high": round(float(cost.max()), 4),
+            }
             spread = "" if name == "dense" else f"{cost.mean():+.3f} ({cost.min():+.3f} to {cost.max():+.3f})"
             rows.append(
                 (f"{share:.0%} {name}", f"{runs[0]['stored']:,}", f"{loss.mean():.4f}", spread, f"{seconds:.0f}")

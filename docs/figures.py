@@ -1,9 +1,12 @@
-"""Figures and outputs on the handbook's pages, written from recordings of the pages' own commands.
+"""Figures and outputs on the handbook's pages, written from recordings of the pages' own commands and from results.
 
     python docs/figures.py record coins.md      # runs what was not recorded yet, into docs/recorded/coins.json
+    python docs/figures.py keep kv-formats -- python benchmarks/kv_formats.py --steps 2000
     python docs/figures.py fill                 # writes what was recorded into the pages; a test holds that they agree
 
-A page marks what is to be written:
+`keep` runs a command and keeps what it found in docs/recorded/results: the JSON object of its last line, or the rows of
+the CSV that it wrote (`--csv runs/mine/studies/kv.csv --key policy`). `--log FILE --day DAY` reads what a run printed
+before. How pages name results says docs/results.py. What the page's own commands printed is marked by their numbers:
 
     <!--2: loss ([0-9.]+)-->0.6365<!--/-->      what the pattern finds in the output of the page's second command
     <!--2 lines 0:5-->, a block, <!--/-->       lines of that output, as a slice counts them
@@ -17,6 +20,7 @@ Recording goes on where it was stopped: in the same folder, and as long as the c
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -28,11 +32,15 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Recorded", "commands", "fill", "read_record", "record"]
+from results import RESULTS, Result, write
+
+__all__ = ["PAGES", "Recorded", "commands", "figures_of", "fill", "read_record", "record", "written"]
 
 DOCS = Path(__file__).resolve().parent
 RECORDS = DOCS / "recorded"
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
 
 _FIGURE = re.compile(r"<!--(\d+): (.+?)-->(.*?)<!--/-->")
 _LINES = re.compile(r"<!--(\d+) lines (-?\d*):(-?\d*)-->\n.*?<!--/-->", re.DOTALL)
@@ -100,6 +108,53 @@ def fill(page: str, recorded: list[Recorded]) -> str:
     return _COMMANDS.sub(about, _LINES.sub(lines, _FIGURE.sub(figure, page)))
 
 
+def written(page: Path) -> str:
+    """The page with all that recordings and results say of it."""
+    text, recorded = page.read_text(encoding="utf-8"), read_record(page)
+    return write(fill(text, recorded) if recorded else text)
+
+
+def figures_of(output: str) -> dict[str, Any]:
+    """The JSON object that a benchmark's output ends with.
+
+    Raises:
+        ValueError: its last line is none.
+    """
+    last = output.rstrip().rpartition("\n")[2]
+    if not last.startswith("{"):
+        raise ValueError(f"the last line is no JSON object: {last[:80]}")
+    return dict(json.loads(last))
+
+
+def rows_of(file: Path, key: list[str]) -> dict[str, Any]:
+    """The rows of a CSV by what their key columns hold, with commas between."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return {", ".join(row.pop(name) for name in key): {k: _number(v) for k, v in row.items()} for row in rows}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+    except ValueError:
+        return text
+
+
+def keep(arguments: argparse.Namespace) -> None:
+    """Run a command, or read what it printed, and write down its result."""
+    words = arguments.command
+    if arguments.log:
+        output = arguments.log.read_text(encoding="utf-8")
+    else:
+        program = [sys.executable, *(["-m", "bonsaigpt"] if words[0] == "bonsai" else []), *words[1:]]
+        output = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout
+    figures = rows_of(arguments.csv, arguments.key.split(",")) if arguments.csv else figures_of(output)
+    told = re.findall(r"^.*\d cores?, .*torch [\d.]+.*$", output, flags=re.MULTILINE)
+    machine = figures.pop("machine", None) or (told[-1].strip() if told else _machine())
+    result = Result(command=shlex.join(words), day=arguments.day, machine=machine, figures=figures)
+    result.save(RESULTS / f"{arguments.name}.json")
+
+
 def record(page: Path, folder: Path) -> None:
     """Run the page's commands one after the other in a folder, and write down what each printed as soon as it ends."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,15 +195,27 @@ def _machine() -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["record", "fill"])
-    parser.add_argument("page", nargs="?", help="a page of docs/; of `fill`, all if left out")
-    parser.add_argument("--folder", type=Path, help="where to run (default: a folder of the page's name here)")
+    verbs = parser.add_subparsers(dest="what", required=True)
+    recording = verbs.add_parser("record", help="run a page's commands and write down what they print")
+    recording.add_argument("page", help="a page of docs/")
+    recording.add_argument("--folder", type=Path, help="where to run (default: a folder of the page's name here)")
+    keeping = verbs.add_parser("keep", help="run a benchmark or a study and write down what it found")
+    keeping.add_argument("name", help="of the result, as marks have it")
+    keeping.add_argument("command", nargs="+", help="after --")
+    keeping.add_argument("--csv", type=Path, help="what the command writes; without it, the last line that it prints")
+    keeping.add_argument("--key", default="policy", help="columns of the CSV that name a row (default: policy)")
+    keeping.add_argument("--log", type=Path, help="what the command printed, so that it is not run")
+    keeping.add_argument("--day", default=f"{datetime.now(UTC):%Y-%m-%d}", help="of the run (default: today)")
+    verbs.add_parser("fill", help="write everything into the pages")
     arguments = parser.parse_args()
-    pages = [DOCS / arguments.page] if arguments.page else [DOCS / f"{file.stem}.md" for file in RECORDS.glob("*.json")]
-    for page in pages:
-        if arguments.what == "record":
-            record(page, arguments.folder or Path(page.stem))
-        page.write_text(fill(page.read_text(encoding="utf-8"), read_record(page)), encoding="utf-8")
+    if arguments.what == "record":
+        record(DOCS / arguments.page, arguments.folder or Path(arguments.page).with_suffix(""))
+    if arguments.what == "keep":
+        keep(arguments)
+    for page in PAGES:
+        if (text := written(page)) != page.read_text(encoding="utf-8"):
+            page.write_text(text, encoding="utf-8")
+            print(page)
 
 
 if __name__ == "__main__":

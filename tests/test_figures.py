@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
 from dataclasses import replace
@@ -15,17 +15,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 RECORDED = sorted(file.stem for file in (DOCS / "recorded").glob("*.json"))
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("handbook_figures", DOCS / "figures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-figures = load()
+sys.path.insert(0, str(DOCS))
+figures: ModuleType = importlib.import_module("figures")
 
 
 @pytest.mark.parametrize("name", RECORDED)
