@@ -109,7 +109,7 @@ def _margin(work: Path, name: str, test: Path) -> tuple[float, float]:
     plan = BatchPlan(batch_size=200, block_size=config.model.block_size)
     source = pair_batches(PairsData(path=test, val=test), seed=1, plan=plan, tokenizer=run_.tokenizer)
     margins = []
-    for step in range(len(source.rejected) // source.pairs):
+    for step in range(len(source) // source.pairs):
         batch = source.batch_at(step)
         scores = engine.target_scores(model, batch)
         rows = -np.bincount(scores.rows_N, weights=scores.losses_N, minlength=len(batch.tokens_BT))

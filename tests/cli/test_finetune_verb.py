@@ -15,7 +15,11 @@ from bonsaigpt.data.examples import example_batches
 from bonsaigpt.data.examples.pairs import pair_batches
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.toys import task_batches
+from bonsaigpt.report import write_report
+from bonsaigpt.report.compare import comparison
+from bonsaigpt.report.history import read_history
 from bonsaigpt.torch_engine.engine import TorchEngine
+from bonsaigpt.train.callbacks.jsonl import read_metrics
 
 
 def bonsai(*words: object) -> int:
@@ -167,7 +171,7 @@ def test_adapters_are_merged_or_kept_beside_the_base(workshop: Path, capsys: pyt
     assert not Path("runs/x").exists()
 
 
-def test_what_was_chosen_is_preferred(workshop: Path) -> None:
+def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The reference is the model that was tuned."""
     Path("pairs.jsonl").write_text(PAIRS)
     flags = ["--data", "pairs.jsonl", "--val", "pairs.jsonl", "--train.batch_size", 8]
@@ -177,6 +181,21 @@ def test_what_was_chosen_is_preferred(workshop: Path) -> None:
     assert bonsai("finetune", "tiny", *either, "--name", "either") == 0
     assert bonsai("finetune", "either", *flags, "--epochs", 4, "--optim.lr", 0.01, "--name", "prefers") == 0
     run = RunDirectory.open(Path("runs/prefers"))
+    assert "50.00% of pairs ordered, margin 0.000" in capsys.readouterr().out
+    lines = [line for line in read_metrics(run.path / "metrics.jsonl") if "val_loss" in line]
+    assert (lines[0]["val_ordered"], lines[0]["val_margin"]) == (0.5, 0.0)
+    best = max(lines, key=lambda line: (line["val_ordered"], line["val_margin"]))
+    assert best["val_ordered"] == 1.0
+    assert best["val_margin"] > 0.05
+    assert run.config.train.best == "preference"
+    assert run.find("best") == run.folder(best["step"])
+    assert best["step"] > 0
+    history = read_history(run)
+    assert (history.score("ordered"), history.score("margin")) == (1.0, best["val_margin"])
+    assert history.best["val_loss"] == min(line["val_loss"] for line in lines)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Pairs ordered" in page
+    assert {"ordered", "margin"} <= set(comparison([run])[0])
     assert run.config.optim.objective.model_dump() == {
         "kind": "preference",
         "reference": "runs/either@40",

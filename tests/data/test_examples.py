@@ -211,7 +211,7 @@ def test_other_refusals(tmp_path: Path) -> None:
     path = written(tmp_path / "few.jsonl", pairs(1))
     with pytest.raises(ConfigError, match="has no field in braces"):
         read_examples(path, "nothing")
-    with pytest.raises(DataError, match="leaves no example to"):
+    with pytest.raises(DataError, match="leaves nothing to"):
         batches_of(path)
     with pytest.raises(DataError, match="a token that ends them"):
         encode_examples(read_examples(path)[0], CharTokenizer("ask 0:yes"), block_size=64)

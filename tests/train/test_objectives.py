@@ -11,16 +11,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bonsaigpt.checkpoint import Checkpoint, RunDirectory
 from bonsaigpt.config import PairsData, RunConfig, validate
 from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.data.examples.pairs import PairBatches, pair_batches
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.toys import task_batches
 from bonsaigpt.errors import ConfigError, DataError
+from bonsaigpt.measure import Evaluation
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.loss import Learner
 from bonsaigpt.torch_engine.model import GPT, build
-from bonsaigpt.train.objectives import preferred, rewarded
+from bonsaigpt.train import start_state
+from bonsaigpt.train.objectives import objective_of, preferred, rewarded
 
 ENGINE = TorchEngine(device="cpu", precision="fp32", workers=1)
 MODEL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 257}
@@ -59,7 +62,7 @@ def test_pairs_are_rows_beside_each_other(pairs: PairBatches) -> None:
             length = one.tolist().index(ord(":")) + 1
             assert one[:length].tolist() == other[:length].tolist()
             seen.add(one[:length].tobytes())
-    assert len(seen) == len(pairs.rejected)
+    assert len(seen) == len(pairs)
 
 
 def test_the_gradient_is_that_of_dpo(pairs: PairBatches) -> None:
@@ -85,6 +88,41 @@ def test_the_gradient_is_that_of_dpo(pairs: PairBatches) -> None:
         assert (a - b).abs().max() < 1e-5 * b.abs().max() + 1e-9
     swapped = gradients(preferred(batch, theirs.numpy(), ours.detach().numpy(), beta=beta))
     assert any((a - b).abs().max() > 1e-2 * b.abs().max() for a, b in zip(swapped, wanted, strict=True))
+
+
+def test_pairs_are_judged_against_the_reference(pairs: PairBatches, tmp_path: Path) -> None:
+    """By hand, one row at a time; a model that is its own reference has gained nothing."""
+    config = config_of(
+        data={"kind": "pairs", "path": "x"},
+        optim={"objective": {"kind": "preference", "reference": str(tmp_path / "run"), "beta": 0.7}},
+        train={"batch_size": 8},
+    )
+    model, reference = (build(config.model, seed=seed).eval() for seed in (3, 4))
+    weights = {name: p.detach().numpy() for name, p in reference.named_parameters()}
+    start = Checkpoint(model=weights, optimizer={}, state=start_state(pairs))
+    RunDirectory.create(tmp_path / "run", config, pairs.tokenizer, {}, start=start)
+    objective = objective_of(config, ENGINE, pairs)
+    assert objective is not None
+    plain = Evaluation(loss=1.0, perplexity=1.0, bits_per_byte=None, exact=0.0, tokens=1)
+    told: list[tuple[str, int, int]] = []
+    found = objective.judged(model, plain, lambda *words: told.append(words))
+    gained = []
+    chosen, rejected = pairs.chosen.val, pairs.rejected.val
+    for number in range(len(chosen)):
+        for side, sign in ((chosen, 1), (rejected, -1)):
+            ids, asked = (torch.from_numpy(array) for array in side.example(number))
+            with torch.inference_mode():
+                logs = [m(ids[None, :-1].long())[0].double().log_softmax(-1) for m in (model, reference)]
+            picked = [log.gather(1, ids[1:, None].long())[asked[1:], 0].sum() for log in logs]
+            gained.append(sign * float(picked[0] - picked[1]))
+    margins = 0.7 * (np.array(gained[0::2]) + np.array(gained[1::2]))
+    assert len(margins) > 1
+    assert found.margin == pytest.approx(margins.mean(), abs=1e-4)  # sums of at most 7 losses near ln 257, in float32
+    assert found.ordered == (margins > 0).mean()
+    assert abs(margins.mean()) > 1e-2
+    assert told[-1] == ("comparing pairs", len(margins), len(margins))
+    same = objective.judged(reference, plain, lambda *_: None)
+    assert (same.margin, same.ordered) == (0.0, 0.5)
 
 
 def test_what_was_chosen_becomes_likelier(pairs: PairBatches) -> None:
@@ -181,6 +219,7 @@ def test_rewards_teach_a_toy(sign: float) -> None:
     [
         ({"optim": {"objective": {"kind": "preference", "reference": "x"}}}, "goes with data.kind = 'pairs'"),
         ({"data": {"kind": "pairs", "path": "x"}}, "goes with data.kind = 'pairs'"),
+        ({"train": {"best": "preference"}}, "compares with the reference"),
         ({"optim": {"objective": {"kind": "reward"}}}, "needs a toy whose answer ends the row"),
         (
             {"data": {"kind": "sort"}, "model": {"block_size": 64}, "optim": {"objective": {"kind": "reward"}}},
@@ -191,6 +230,16 @@ def test_rewards_teach_a_toy(sign: float) -> None:
 def test_what_does_not_fit_is_refused(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(sections, origin="test")
+
+
+def test_an_answer_without_a_prompt_is_not_cut_into_pieces(tmp_path: Path) -> None:
+    """They would be paired with other answers' pieces."""
+    path = tmp_path / "x.jsonl"
+    rows = [{"prompt": "", "chosen": "yes" * n, "rejected": "no"} for n in (1, 2, 5, 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="example 3 of the pairs has no prompt, and an answer longer than"):
+        pair_batches(PairsData(path=path, val=path), seed=1, plan=BatchPlan(batch_size=2, block_size=8))
+    pair_batches(PairsData(path=path, val=path), seed=1, plan=BatchPlan(batch_size=2, block_size=16))
 
 
 def test_pairs_need_both_answers(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def finetuned_config(
     train: dict[str, Any] = {
         "steps": steps,
         "eval_interval": max(1, steps // 10),
-        "best": "exact" if exact else "loss",
+        "best": "preference" if preference else "exact" if exact else "loss",
         "batch_ramp": {"kind": "none"},
         "context_ramp": {"kind": "none"},
         "memory": {"kind": "none"},

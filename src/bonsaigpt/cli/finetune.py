@@ -265,7 +265,7 @@ def _source(data: DataConfig, seed: int, plan: BatchPlan, tokenizer: Tokenizer) 
         return examples, len(examples.rows)
     if isinstance(data, PairsData):
         pairs = pair_batches(data, seed=seed, plan=plan, tokenizer=tokenizer)
-        return pairs, 2 * len(pairs.rejected)
+        return pairs, 2 * len(pairs)
     assert isinstance(data, TaskData)
     return task_batches(data, seed=seed, plan=plan), 0
 

@@ -100,9 +100,10 @@ class TrainConfig(Config):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps the weights whole in every process, fsdp cuts them, their gradients and the optimizer's
     state into a shard for each; one process alone ignores it."""
-    best: Literal["loss", "exact"] = "loss"
-    """What makes a checkpoint the best: the lowest validation loss, or the largest share of answers that are exactly
-    right (toys, examples), and of equal ones the lower loss."""
+    best: Literal["loss", "exact", "preference"] = "loss"
+    """What makes a checkpoint the best: the lowest validation loss; the largest share of answers that are exactly right
+    (toys, examples), of equal ones the lower loss; or the largest share of pairs in which the chosen answer gained on
+    the rejected one (optim.objective.kind = preference), of equal ones the larger margin."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Devices that share the matrices of each block, under train.engine = jax: heads and hidden units are dealt out."""
     patience: int = Field(default=0, ge=0)
@@ -172,6 +173,11 @@ class RunConfig(Config):
             raise ValueError(
                 f"train.best = 'exact' needs answers that are right or wrong, and data.kind = '{self.data.kind}' is "
                 "text: use 'loss'"
+            )
+        if self.train.best == "preference" and not isinstance(self.optim.objective, PreferenceObjective):
+            raise ValueError(
+                "train.best = 'preference' compares with the reference of optim.objective.kind = 'preference': set "
+                "both, or use 'loss'"
             )
         context = self.train.eval_block_size
         if context is not None and isinstance(self.data, TaskData | ExamplesData | PairsData):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.engines import Engine
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "badness", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,11 @@ class Evaluation:
     """Targets that were scored."""
     parts: dict[str, float] | None = None
     """Of a mixture the loss on the validation split of each part; ``loss`` is their mean, weighted by shares."""
+    margin: float | None = None
+    """Of pairs in preference tuning: how much further the chosen answer is above the rejected one than under the
+    reference, as a log-likelihood ratio times beta, in nats; mean over pairs."""
+    ordered: float | None = None
+    """Of the same pairs: share whose margin is above zero; one of zero counts half."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; what does not apply is left out."""
@@ -43,15 +48,24 @@ class Evaluation:
         whole = {name: float(value) for name, value in self.as_dict().items() if name != "parts"}
         return whole | {f"parts/{name}": loss for name, loss in (self.parts or {}).items()}
 
-    def badness(self, by: Literal["loss", "exact"]) -> tuple[float, float]:
-        """What is the lower the better the model is, as ``train.best`` says: share of wrong answers, and loss."""
-        return 1.0 - (self.exact or 0.0 if by == "exact" else 0.0), self.loss
+    def badness(self, by: Literal["loss", "exact", "preference"]) -> tuple[float, float]:
+        """What is the lower the better the model is, as ``train.best`` says; the second number decides where the first
+        is equal."""
+        return badness(self.as_dict(), by)
 
     @classmethod
     def from_dict(cls, scores: dict[str, Any]) -> Evaluation:
         """What ``as_dict`` gave."""
-        optional: dict[str, Any] = {"bits_per_byte": None, "exact": None, "parts": None}
+        optional: dict[str, Any] = {"bits_per_byte": None, "exact": None}
         return cls(**optional | scores)
+
+
+def badness(scores: Mapping[str, Any], by: Literal["loss", "exact", "preference"]) -> tuple[float, float]:
+    """``Evaluation.badness`` of what ``as_dict`` gave: the loss; or the share of answers that are wrong, and the loss;
+    or the share of pairs that are ordered wrongly, and the margin."""
+    if by == "preference":
+        return 1.0 - scores["ordered"], -scores["margin"]
+    return 1.0 - (scores.get("exact", 0.0) if by == "exact" else 0.0), scores["loss"]
 
 
 def evaluate(

@@ -83,12 +83,14 @@ def _figures(names: Sequence[str], histories: Sequence[History]) -> tuple[list[s
         "bits/byte": score("bits_per_byte", ".3f"),
         "perplexity": score("perplexity", ",.2f"),
         "exact": score("exact", ".2%"),
+        "ordered": score("ordered", ".2%"),
+        "margin": score("margin", ".3f"),
         "steps": lambda h: f"{h.steps:,}" + ("" if h.finished else f"/{h.config.train.steps:,}"),
         "seconds": lambda h: f"{h.seconds:,.1f}",
         "tokens/s": lambda h: None if h.tokens_per_second is None else f"{h.tokens_per_second:,.0f}",
     }
     cells = {title: [column(h) for h in histories] for title, column in columns.items()}
-    optional = {"bits/byte", "exact"}
+    optional = {"bits/byte", "exact", "ordered", "margin"}
     kept = {t: c for t, c in cells.items() if t not in optional or any(c)}
     rows = [[name, *(c[i] or _NONE for c in kept.values())] for i, name in enumerate(names)]
     return ["run", *kept], rows

@@ -16,6 +16,7 @@ import numpy as np
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import ConfigError
+from bonsaigpt.measure import badness
 from bonsaigpt.measure.health import Finding, Health
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.train.callbacks.health import read_health
@@ -44,7 +45,7 @@ class History:
     logs: list[dict[str, Any]]
     """Lines of training: loss, lr, grad_norm, tokens_per_second, memory_mb."""
     evaluations: list[dict[str, Any]]
-    """Lines of evaluation: val_loss, val_perplexity, perhaps val_bits_per_byte or val_exact."""
+    """Lines of evaluation: val_loss, val_perplexity, perhaps val_bits_per_byte, val_exact, val_ordered, val_margin."""
     samples: list[Sample]
     parameters: int | None
     steps: int
@@ -54,6 +55,8 @@ class History:
     """Training time, evaluation and saving left out."""
     best: dict[str, Any]
     """The evaluation of lowest loss; empty if there was none."""
+    chosen: dict[str, Any]
+    """The evaluation of the best checkpoint, as ``train.best`` says; empty if there was none."""
     health: list[Health]
     """The looks at it; see docs/health.md."""
     findings: list[Finding]
@@ -76,8 +79,9 @@ class History:
         return float(values.max()) if values.size else None
 
     def score(self, name: str) -> float | None:
-        """A figure of the best evaluation: ``loss``, ``perplexity``, ``bits_per_byte``, ``exact``."""
-        value = self.best.get(f"val_{name}")
+        """A figure of the evaluation of lowest loss (``loss``, ``perplexity``, ``bits_per_byte``), or of the best
+        checkpoint (``exact``, ``ordered``, ``margin``)."""
+        value = (self.chosen if name in ("exact", "ordered", "margin") else self.best).get(f"val_{name}")
         return float(value) if is_number(value) else None
 
     def training(self, y: str, x: str = "step") -> Series:
@@ -114,9 +118,17 @@ def read_history(run: RunDirectory) -> History:
         tokens=int(_last(records, "tokens")),
         seconds=_last(records, "seconds"),
         best=min(evaluations, key=lambda r: r["val_loss"], default={}),
+        chosen=min(evaluations, key=lambda r: _badness(r, config), default={}),
         health=health,
         findings=list(monitor.findings.values()),
     )
+
+
+def _badness(line: dict[str, Any], config: RunConfig) -> tuple[float, float]:
+    scores = {name.removeprefix("val_"): value for name, value in line.items() if is_number(value)}
+    by = config.train.best
+    needed = {"loss": "loss", "exact": "exact", "preference": "ordered"}[by]
+    return badness(scores, by if needed in scores else "loss")
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

@@ -82,6 +82,9 @@ def _key_figures(history: History) -> str:
         entries.append(("Exact", f"{exact:.2%}", "of unseen rows entirely right"))
     else:
         entries.append(("Bits per byte", _number(bits, ".3f"), "comparable across tokenizers"))
+    ordered, margin = history.score("ordered"), history.score("margin")
+    if ordered is not None and margin is not None:
+        entries.append(("Pairs ordered", f"{ordered:.2%}", f"of unseen ones, by a margin of {margin:.3f} on average"))
     model = history.config.model
     entries += [
         (

@@ -199,7 +199,7 @@ class _Trainer:
                 break
             batch = self.batches.batch_at(self.step)
             if self.objective is not None:
-                batch = self.objective(self.engine.model_of(self.state), batch, self.step)
+                batch = self.objective.weighted(self.engine.model_of(self.state), batch, self.step)
             share = schedule_share(config, self.step)
             look = look_for(config.model, train.health) if self._is_looked_at() else None
             metrics = self.engine.step(self.state, batch, config=config, share=share, step=self.step, look=look)
@@ -271,6 +271,8 @@ class _Trainer:
             advance=self._follow,
             memory=(self.config.model, self.config.train.memory),
         )
+        if self.objective is not None:
+            evaluation = self.objective.judged(model, evaluation, self._follow)
         if self.step > 0 and self.watch.is_lost(evaluation.loss, training_loss=training_loss):
             return f"the validation loss is {evaluation.loss:.3g}, the training loss was {self.watch.lowest:.3g}"
         self.evaluation = evaluation

@@ -11,23 +11,37 @@ the other answers to the problem. Sampling is a function of (seed, step), so a r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from bonsaigpt.checkpoint import RunDirectory, split_address
 from bonsaigpt.config import PreferenceObjective, RewardObjective, RunConfig
 from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
+from bonsaigpt.data.examples.pairs import PairBatches
 from bonsaigpt.engines import Engine
 from bonsaigpt.errors import CheckpointError, DeviceError
+from bonsaigpt.measure import Evaluation
 from bonsaigpt.randomness import key, uniform
 
 __all__ = ["Objective", "objective_of", "preferred", "rewarded"]
 
-Objective: TypeAlias = Callable[[Any, Batch, int], Batch]
-"""From the model of the moment, the data's batch and the step to the batch that is learned from."""
+Follow: TypeAlias = Callable[[str, int, int], None]
+
+
+class Objective(Protocol):
+    """What asks the model of the moment."""
+
+    def weighted(self, model: Any, batch: Batch, step: int) -> Batch:
+        """The batch that is learned from, of the data's."""
+        ...
+
+    def judged(self, model: Any, evaluation: Evaluation, advance: Follow) -> Evaluation:
+        """The evaluation, with what the objective knows of the model."""
+        ...
 
 
 def objective_of(config: RunConfig, engine: Engine, source: BatchSource) -> Objective | None:
@@ -43,22 +57,53 @@ def objective_of(config: RunConfig, engine: Engine, source: BatchSource) -> Obje
     if engine.name != "torch" or engine.world.size > 1:
         raise DeviceError(f"optim.objective.kind = '{objective.kind}' needs the torch engine, and one process")
     if isinstance(objective, PreferenceObjective):
-        reference = _reference(objective.reference, engine, source)
-
-        def prefer(model: Any, batch: Batch, step: int) -> Batch:
-            ours, theirs = (_row_sums(engine, m, batch) for m in (model, reference))
-            return preferred(batch, ours, theirs, beta=objective.beta)
-
-        return prefer
+        assert isinstance(source, PairBatches)
+        return _Preference(engine, source, _reference(objective.reference, engine, source), objective.beta)
     assert isinstance(objective, RewardObjective)
-    samples, temperature = objective.samples, objective.temperature
+    return _Reward(engine, objective, config.seed)
 
-    def reward(model: Any, batch: Batch, step: int) -> Batch:
+
+@dataclass(frozen=True)
+class _Preference:
+    engine: Engine
+    source: PairBatches
+    reference: Any
+    beta: float
+
+    def weighted(self, model: Any, batch: Batch, step: int) -> Batch:
+        ours, theirs = (_row_sums(self.engine, m, batch) for m in (model, self.reference))
+        return preferred(batch, ours, theirs, beta=self.beta)
+
+    def judged(self, model: Any, evaluation: Evaluation, advance: Follow) -> Evaluation:
+        found: list[np.ndarray] = []
+        done, total = 0, len(self.source.chosen.val)
+        for batch, theirs in zip(self.source.validation_pairs(), self._validated, strict=True):
+            found.append(_margins(_row_sums(self.engine, model, batch), theirs, self.beta))
+            advance("comparing pairs", done := done + len(found[-1]), total)
+        margins_P = np.concatenate(found)
+        ordered = float((np.sign(margins_P) + 1).mean() / 2)
+        return replace(evaluation, margin=float(margins_P.mean()), ordered=ordered)
+
+    @cached_property
+    def _validated(self) -> list[np.ndarray]:
+        """What the reference, which does not change, says of the pairs to validate on."""
+        return [_row_sums(self.engine, self.reference, batch) for batch in self.source.validation_pairs()]
+
+
+@dataclass(frozen=True)
+class _Reward:
+    engine: Engine
+    objective: RewardObjective
+    seed: int
+
+    def weighted(self, model: Any, batch: Batch, step: int) -> Batch:
+        samples, temperature = self.objective.samples, self.objective.temperature
         problems = batch.first(len(batch.tokens_BT) // samples)
-        noise = key(config.seed, "reward", step)
-        return rewarded(engine, model, problems, samples=samples, temperature=temperature, noise=noise)
+        noise = key(self.seed, "reward", step)
+        return rewarded(self.engine, model, problems, samples=samples, temperature=temperature, noise=noise)
 
-    return reward
+    def judged(self, model: Any, evaluation: Evaluation, advance: Follow) -> Evaluation:
+        return evaluation
 
 
 def _reference(address: str, engine: Engine, source: BatchSource) -> Any:
@@ -78,6 +123,12 @@ def _row_sums(engine: Engine, model: Any, batch: Batch) -> np.ndarray:
     return -np.bincount(scores.rows_N, weights=scores.losses_N, minlength=len(batch.tokens_BT))
 
 
+def _margins(ours_B: np.ndarray, theirs_B: np.ndarray, beta: float) -> np.ndarray:
+    """Of each pair of rows, (P,)."""
+    added_B = ours_B - theirs_B
+    return beta * (added_B[0::2] - added_B[1::2])
+
+
 def preferred(batch: Batch, ours_B: np.ndarray, theirs_B: np.ndarray, *, beta: float) -> Batch:
     """A batch of pairs, weighted for one step of DPO.
 
@@ -85,8 +136,7 @@ def preferred(batch: Batch, ours_B: np.ndarray, theirs_B: np.ndarray, *, beta: f
         ours_B: log-likelihoods of the rows under the model, chosen and rejected by turns.
         theirs_B: the same under the reference.
     """
-    added_B = ours_B - theirs_B
-    margin_P = beta * (added_B[0::2] - added_B[1::2])
+    margin_P = _margins(ours_B, theirs_B, beta)
     pull_P = beta / (1.0 + np.exp(np.clip(margin_P, -60.0, 60.0)))
     weight_B = np.stack([pull_P, -pull_P], axis=1).reshape(-1) * batch.count / len(pull_P)  # a mean over pairs
     weights_BT = np.where(batch.targets_BT != IGNORE, weight_B[:, None], 0.0).astype(np.float32)

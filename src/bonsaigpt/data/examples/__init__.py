@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bonsaigpt.config import ExamplesData
+from bonsaigpt.config import ExamplesData, PairsData
 from bonsaigpt.data.examples.batches import ExampleBatches, shown_equally
 from bonsaigpt.data.examples.encoding import encode_examples, tokenizer_for
 from bonsaigpt.data.examples.reading import Example, read_examples
@@ -16,7 +16,7 @@ from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import DataError
 from bonsaigpt.progress import Say, silent
 
-__all__ = ["example_batches", "split_examples"]
+__all__ = ["example_batches", "split_examples", "two_sides"]
 
 
 def example_batches(
@@ -31,15 +31,8 @@ def example_batches(
         DataError: a file that cannot be read, a line that is no example, or nothing left to train or to validate on.
     """
     examples, template = read_examples(config.path, config.template)
-    if config.val is None:
-        train, val = split_examples(examples, config.val_fraction)
-    else:
-        train, val = examples, read_examples(config.val, template)[0]
-    if not train or not val:
-        raise DataError(
-            f"{config.path} leaves no example to {'validate' if train else 'train'} on: give more examples, another "
-            "data.val_fraction, or a file of its own with data.val"
-        )
+    val = read_examples(config.val, template)[0] if config.val is not None else None
+    train, val = two_sides(config, examples, val)
     tokenizer = tokenizer or tokenizer_for(config.tokenizer, train)
     sides = [
         encode_examples(side, tokenizer, block_size=plan.block_size, prompts=prompts)
@@ -55,24 +48,37 @@ def example_batches(
         chosen = shown_equally([example.completion for example in train])
         shown = np.concatenate([np.arange(first[n], first[n + 1]) for n in chosen.tolist()])
     flags = f"{config.pack:d}{config.prompts:d}{config.balance:d}"
-    digest = hashlib.sha256(f"{template} {plan.block_size} {flags} {tokenizer.to_json()}".encode())
-    for side in sides:
-        digest.update(side.ids.tobytes() + side.asked.tobytes())
     say(
         f"{len(train):,} examples to train on, {len(val):,} to validate on, by the template {template!r}; "
         f"{int(sides[0].asked.sum()):,} of {len(sides[0].ids):,} training tokens count"
     )
-    return ExampleBatches(
-        train=sides[0],
-        val=sides[1],
+    return ExampleBatches.of(
+        *sides,
+        about=f"{template} {plan.block_size} {flags}",
         tokenizer=tokenizer,
         seed=seed,
         plan=plan,
-        fingerprint=f"examples-{digest.hexdigest()[:16]}-{seed}-{plan.batch_size}",
         pack=config.pack,
         shown=shown,
         exact_match=not is_text,
     )
+
+
+def two_sides(
+    config: ExamplesData | PairsData, examples: list[Example], val: list[Example] | None
+) -> tuple[list[Example], list[Example]]:
+    """What to train on, and what to validate on: a file of its own, or a share of the first.
+
+    Raises:
+        DataError: one of them is empty.
+    """
+    sides = (examples, val) if val is not None else split_examples(examples, config.val_fraction)
+    if not all(sides):
+        raise DataError(
+            f"{config.path} leaves nothing to {'validate' if sides[0] else 'train'} on: give more {config.kind}, "
+            "another data.val_fraction, or a file of its own with data.val"
+        )
+    return sides
 
 
 def split_examples(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:

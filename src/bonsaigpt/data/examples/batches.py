@@ -8,6 +8,7 @@ with every target the first choice, decoding greedily would have given exactly t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.randomness import key, permute
 
-__all__ = ["ExampleBatches", "shown_equally"]
+__all__ = ["ExampleBatches", "by_length", "shown_equally"]
 
 _WINDOW = 4096
 """Examples that are packed at once."""
@@ -44,6 +45,41 @@ class ExampleBatches:
     """Numbers of the training examples that an epoch shows."""
     exact_match: bool = True
     """Whether there are answers that can be right or wrong."""
+
+    @classmethod
+    def of(
+        cls,
+        train: Encoded,
+        val: Encoded,
+        *,
+        about: str,
+        tokenizer: Tokenizer,
+        seed: int,
+        plan: BatchPlan,
+        pack: bool,
+        shown: np.ndarray | None = None,
+        exact_match: bool = True,
+    ) -> ExampleBatches:
+        """The batches of two sides.
+
+        Args:
+            about: whatever else a batch depends on, for the fingerprint.
+            shown: None: every training example once in an epoch.
+        """
+        digest = hashlib.sha256(f"{about} {tokenizer.to_json()}".encode())
+        for side in (train, val):
+            digest.update(side.ids.tobytes() + side.asked.tobytes())
+        return cls(
+            train=train,
+            val=val,
+            tokenizer=tokenizer,
+            seed=seed,
+            plan=plan,
+            fingerprint=f"examples-{digest.hexdigest()[:16]}-{seed}-{plan.batch_size}",
+            pack=pack,
+            shown=np.arange(len(train)) if shown is None else shown,
+            exact_match=exact_match,
+        )
 
     @property
     def parts(self) -> Mapping[str, tuple[float, BatchSource]]:
@@ -107,21 +143,26 @@ class ExampleBatches:
 
     def validation(self) -> Iterator[Batch]:
         """All examples, one a row, the shortest first: rows of a batch are nearly of one length."""
-        order = np.argsort(self.val.lengths, kind="stable")
-        first = 0
-        while first < len(order):
-            last = first + 1
-            while last < len(order) and self.val.lengths[order[last]] * (last + 1 - first) <= _TOKENS:
-                last += 1
-            rows = [[number] for number in order[first:last].tolist()]
-            yield self.rows_of(self.val, rows, int(self.val.lengths[order[last - 1]]))
-            first = last
+        for numbers, length in by_length(self.val.lengths):
+            yield self.rows_of(self.val, [[number] for number in numbers], length)
 
     def validation_count(self) -> int:
         return int(self.val.asked.sum())
 
     def validation_bytes(self) -> int:
         return int(self.tokenizer.token_bytes()[self.val.ids[self.val.asked]].sum())
+
+
+def by_length(lengths: np.ndarray) -> Iterator[tuple[list[int], int]]:
+    """All examples in batches of bounded size, the shortest first: their numbers, and the length of the longest."""
+    order = np.argsort(lengths, kind="stable")
+    first = 0
+    while first < len(order):
+        last = first + 1
+        while last < len(order) and lengths[order[last]] * (last + 1 - first) <= _TOKENS:
+            last += 1
+        yield order[first:last].tolist(), int(lengths[order[last - 1]])
+        first = last
 
 
 def shown_equally(completions: Sequence[str]) -> np.ndarray:
