@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, tokenizer_with
-from bonsaigpt.config import ExamplesData, RunConfig, derive, validate
+from bonsaigpt.adapt import finetuned_config, frozen, grown_vocabulary, layerwise, stretched_config, tokenizer_with
+from bonsaigpt.config import (
+    ExamplesData,
+    LikelihoodObjective,
+    ObjectiveConfig,
+    PairsData,
+    PreferenceObjective,
+    RunConfig,
+    derive,
+    dump_toml,
+    validate,
+)
 from bonsaigpt.data.batches import IGNORE, Batch
 from bonsaigpt.data.examples import example_batches
 from bonsaigpt.data.examples.reading import example_of
@@ -25,6 +36,7 @@ from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.model import GPT, build
 
 ENGINE = TorchEngine(device="cpu", precision="fp32", workers=1)
+LIKELIHOOD = LikelihoodObjective()
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 48, "vocab_size": 257}
 
 # Sums of at most 48 terms and 16 channels in another order, of losses near ln 257: see test_documents.py.
@@ -136,6 +148,34 @@ def test_what_is_frozen_stays_and_costs_nothing(path: Path) -> None:
         ENGINE.init(derive(config, optim={"lr_scale": {"*": 0.0}}))
 
 
+MUON = run_of(optim={"matrices": {"kind": "muon", "lr": 0.02}})
+
+
+def tuned(base: RunConfig, objective: ObjectiveConfig = LIKELIHOOD, **changes: Any) -> RunConfig:
+    pairs = objective.kind == "preference"
+    data = PairsData(path=Path("x")) if pairs else ExamplesData(path=Path("x"))
+    how: dict[str, Any] = {"steps": 50, "scales": {}, "exact": True, "objective": objective} | changes
+    return finetuned_config(base, base.model, data, **how)
+
+
+def rates(config: RunConfig) -> tuple[float, float]:
+    assert config.optim.matrices.kind == "muon"
+    return config.optim.lr, config.optim.matrices.lr
+
+
+def test_rates_are_shares_of_those_of_the_pretraining_however_long_the_chain() -> None:
+    first = tuned(MUON)
+    longer = stretched_config(first, 96)
+    assert rates(longer) == pytest.approx((0.15e-3, 0.003))  # a stretch takes its share of the run's own
+    second = tuned(derive(longer, optim={"lr": 7e-3}), new_tokens=True)  # whatever was tried in between
+    assert rates(second) == pytest.approx((1e-3, 0.02))
+    third = tuned(second, PreferenceObjective(reference="x"))
+    assert rates(third) == pytest.approx((0.03e-3, 0.03 * 0.02))
+    assert rates(tuned(third)) == pytest.approx((0.3e-3, 0.006))
+    again = validate(tomllib.loads(dump_toml(third)), origin="test")
+    assert again.optim == third.optim  # the run carries it
+
+
 def test_learning_rates_fall_towards_the_input() -> None:
     model = run_of().model
     assert layerwise(model, 0.5) == {
@@ -143,18 +183,13 @@ def test_learning_rates_fall_towards_the_input() -> None:
         "transformer.h.0.*": 0.5,
         "transformer.h.1.*": 1.0,
     }
-    config = finetuned_config(
-        run_of(), model, ExamplesData(path=Path("x")), steps=50, scales=layerwise(model, 0.5), exact=True
-    )
+    config = tuned(run_of(), scales=layerwise(model, 0.5))
     assert config.optim.scale_of("transformer.wte.weight") == 0.25
     assert config.optim.scale_of("transformer.ln_f.weight") == 1.0
     assert config.train.best == "exact"
     assert config.optim.lr == pytest.approx(0.3e-3)
-    muon = derive(run_of(), optim={"matrices": {"kind": "muon", "lr": 0.02}})
-    data = ExamplesData(path=Path("x"))
     for new_tokens, share in ((False, 0.3), (True, 1.0)):
-        tuned = finetuned_config(muon, model, data, steps=50, scales={}, exact=True, new_tokens=new_tokens).optim
-        assert (tuned.lr, tuned.matrices.lr) == pytest.approx((share * 1e-3, share * 0.02))  # type: ignore[union-attr]
+        assert rates(tuned(MUON, new_tokens=new_tokens)) == pytest.approx((share * 1e-3, share * 0.02))
     with pytest.raises(ConfigError, match="matches no parameter"):
         frozen(model, ["transformer.h.7.*"])
 
@@ -163,10 +198,9 @@ def test_what_is_said_last_holds_over_what_the_base_was_trained_with() -> None:
     """The last match wins, so a glob that the base has too must not stay in front of the base's others."""
     model = run_of().model
     base = derive(run_of(), optim={"lr_scale": {"*": 0.5, "*.mlp.*": 2.0, "*.wpe.*": 0.0}})
-    data = ExamplesData(path=Path("x"))
-    optim = finetuned_config(base, model, data, steps=5, scales=frozen(model, ["*"]), exact=True).optim
+    optim = tuned(base, scales=frozen(model, ["*"])).optim
     assert {optim.scale_of(p.name) for p in parameters(model)} == {0.0}
-    optim = finetuned_config(base, model, data, steps=5, scales={}, exact=True).optim
+    optim = tuned(base).optim
     assert {optim.scale_of(p.name) for p in parameters(model)} == {0.5, 2.0}
 
 

@@ -114,7 +114,7 @@ TASK = ["--data", "task.jsonl", "--template", "{ask}{say}"]
         (["--reward"], "needs a run on a toy"),
         (["--reward", "--data", "task.jsonl"], "makes its own problems"),
         (["--data", "pairs.jsonl", "--label-tokens"], "does not apply: leave it out"),
-        (["--data", "pairs.jsonl"], "does not know where an answer ends"),
+        (["--data", "pairs.jsonl"], "pairs first, with --template '{prompt}{chosen}'"),
     ],
 )
 def test_bad_input_writes_nothing(
@@ -216,6 +216,23 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
         rows = -np.bincount(scores.rows_N, weights=scores.losses_N, minlength=48)
         figures[name] = float((rows[0::2] - rows[1::2]).mean())
     assert figures["prefers"] > figures["either"] + 1.0
+
+
+def test_pairs_teach_where_answers_end_and_then_which_is_better(workshop: Path) -> None:
+    """What the error of the first tuning says is what helps."""
+    Path("pairs.jsonl").write_text(PAIRS)
+    assert bonsai("finetune", "tiny", "--data", "pairs.jsonl") == 2
+    flags = ["--data", "pairs.jsonl", "--train.steps", 3]
+    assert bonsai("finetune", "tiny", *flags, "--template", "{prompt}{chosen}", "--name", "chosen") == 0
+    assert bonsai("finetune", "chosen", *flags, "--train.batch_size", 8, "--name", "preferred") == 0
+    chosen, preferred = (RunDirectory.open(Path(f"runs/{name}")).config for name in ("chosen", "preferred"))
+    kinds = [(config.data.kind, config.optim.objective.kind) for config in (chosen, preferred)]
+    assert kinds == [("examples", "likelihood"), ("pairs", "preference")]
+    pretrained = RunDirectory.open(Path("runs/tiny")).config.optim.lr
+    assert [config.optim.lr / pretrained for config in (chosen, preferred)] == pytest.approx([1.0, 0.03])
+    assert bonsai("task", "preferred", "--data", "pairs.jsonl", "--tokens", 2, "--out", "there") == 0
+    answers = [json.loads(line) for line in Path("there/answers.jsonl").read_text().splitlines()]
+    assert {answer["reference"] for answer in answers} == {"at"}
 
 
 def test_a_toy_is_rewarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,18 +13,11 @@ from bonsaigpt.kv import read_policy
 from bonsaigpt.torch_engine.kv.cache import PolicyCache
 from bonsaigpt.torch_engine.kv.decoder import PolicyDecoder
 from bonsaigpt.torch_engine.model import GPT
-from bonsaigpt.torch_engine.native.building import Missing, load_library
 from tests.torch_engine.decoders import CPU, model_of
 
+pytestmark = pytest.mark.usefixtures("cpp")
+
 TOKENS = np.random.default_rng(0).integers(0, 17, 24)
-
-
-@pytest.fixture(autouse=True)
-def built() -> None:
-    try:
-        load_library()
-    except Missing as why:
-        pytest.skip(f"no C++ here: {why}")
 
 
 def native(model: GPT, policy: str, **options: object) -> PolicyDecoder:

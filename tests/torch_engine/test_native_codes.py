@@ -9,18 +9,11 @@ from torch import Tensor
 from bonsaigpt.config import IntFormat, QuantizedFormat
 from bonsaigpt.kv import read_policy
 from bonsaigpt.torch_engine.kv.store import Store
-from bonsaigpt.torch_engine.native.building import Missing, load_library
 from bonsaigpt.torch_engine.native.codes import has_codes
 
+pytestmark = pytest.mark.usefixtures("cpp")
+
 FORMATS = ["int8", "int6", "int5", "int4", "int3", "int2", "int4(hadamard)", "int3(group=4, hadamard)", "int8(group=4)"]
-
-
-@pytest.fixture(autouse=True)
-def built() -> None:
-    try:
-        load_library()
-    except Missing as why:
-        pytest.skip(f"no C++ here: {why}")
 
 
 def format_of(words: str) -> QuantizedFormat:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from bonsaigpt.config import DataConfig, ModelConfig, RunConfig, derive
+from bonsaigpt.adapt.training import at_share
+from bonsaigpt.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, derive
 from bonsaigpt.data.examples.reading import Example
 from bonsaigpt.data.tokenizers import END_OF_TEXT, Tokenizer, label_token, with_special
 from bonsaigpt.errors import ConfigError, did_you_mean
@@ -18,12 +19,8 @@ from bonsaigpt.spec import parameters
 
 __all__ = ["finetuned_config", "frozen", "layerwise", "on_top", "tokenizer_with"]
 
-_SHARE = 0.3
-"""Of the learning rates that the model was trained with."""
 _SHARE_NEW = 1.0
-"""The same where tokens were added: their rows have everything to learn."""
-_SHARE_PREFERENCE = 0.03
-"""The same of preferences: at ten times that a pair's margin grows by making both of its answers unlikely."""
+"""Of the learning rates of the pretraining where tokens were added: their rows have everything to learn."""
 _WARMUP = 0.1
 """Share of the steps."""
 _LABELS = 10_000
@@ -84,38 +81,34 @@ def finetuned_config(
     scales: dict[str, float],
     exact: bool,
     new_tokens: bool = False,
-    objective: dict[str, Any] | None = None,
+    objective: ObjectiveConfig,
 ) -> RunConfig:
     """The configuration of a run that tunes a model for so many steps.
 
-    Learning rates begin at a share of those that ``base`` had, and fall to zero along a straight line; the model may be
-    another one than the base's by its vocabulary or structure: adapters are trained as the base's weights were. What
-    the engine decides is left open again.
+    Learning rates begin at the objective's share of those that the model was trained with from random weights, and fall
+    to zero along a straight line; the model may be another one than the base's by its vocabulary or structure: adapters
+    are trained as the base's weights were. What the engine decides is left open again.
 
     Args:
         scales: factors on learning rates by parameter name, on top of those of ``base``.
         exact: keep the checkpoint with most answers right, not the one with the lowest loss.
         new_tokens: the model has rows that were never trained.
-        objective: what becomes likelier, ``optim.objective``; None: what the data say.
+        objective: what becomes likelier.
     """
-    preference = objective is not None and objective["kind"] == "preference"
-    share = _SHARE_PREFERENCE if preference else _SHARE_NEW if new_tokens else _SHARE
-    optim: dict[str, Any] = {
-        "lr": base.optim.lr * share,
+    optim = at_share(base.optim, _SHARE_NEW if new_tokens else objective.tuning_share) | {
         "lr_scale": on_top({glob: s for glob, s in base.optim.lr_scale.items() if s > 0}, scales),
         "schedule": {"kind": "linear", "warmup": round(steps * _WARMUP), "final": 0.0},
         "distill": {"kind": "none"},
-        "objective": objective or {"kind": "likelihood"},
+        "objective": objective.model_dump(),
     }
-    if objective is not None:
+    if objective.kind != "likelihood":
         optim["z_loss"] = 0.0
     if base.optim.matrices.kind == "muon":
-        optim["matrices"] = base.optim.matrices.model_dump() | {"lr": base.optim.matrices.lr * share}
         optim["matrices"]["precision"] = "auto"
     train: dict[str, Any] = {
         "steps": steps,
         "eval_interval": max(1, steps // 10),
-        "best": "preference" if preference else "exact" if exact else "loss",
+        "best": "preference" if objective.kind == "preference" else "exact" if exact else "loss",
         "batch_ramp": {"kind": "none"},
         "context_ramp": {"kind": "none"},
         "memory": {"kind": "none"},

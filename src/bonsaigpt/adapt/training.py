@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bonsaigpt.config import ModelConfig, RunConfig, derive
+from bonsaigpt.config import ModelConfig, MuonMatrices, OptimConfig, RunConfig, derive
 
-__all__ = ["trained_on"]
+__all__ = ["at_share", "trained_on"]
+
+
+def at_share(optim: OptimConfig, share: float) -> dict[str, Any]:
+    """Settings of ``optim`` whose learning rates are a share of those that the model was trained with from random
+    weights, and that note these: so shares do not multiply where a tuned model is tuned again."""
+    first = optim.pretrained_lr or optim.lr
+    settings: dict[str, Any] = {"lr": first * share, "pretrained_lr": first}
+    matrices = optim.matrices
+    if isinstance(matrices, MuonMatrices):
+        first = matrices.pretrained_lr or matrices.lr
+        settings["matrices"] = matrices.model_dump() | {"lr": first * share, "pretrained_lr": first}
+    return settings
 
 
 def trained_on(
@@ -21,12 +33,10 @@ def trained_on(
     Args:
         train: settings of the loop that change besides.
     """
-    optim = config.optim.model_dump(exclude_none=True) | {
-        "lr": config.optim.lr * share,
-        "schedule": {"kind": "linear", "warmup": 0, "final": 0.1},
-    }
-    if config.optim.matrices.kind == "muon":
-        optim["matrices"] = optim["matrices"] | {"lr": config.optim.matrices.lr * share}
+    first = at_share(config.optim, 1.0)  # notes the rates of the pretraining; the share is of the run's own
+    optim = first | {"lr": config.optim.lr * share, "schedule": {"kind": "linear", "warmup": 0, "final": 0.1}}
+    if isinstance(config.optim.matrices, MuonMatrices):
+        optim["matrices"] = first["matrices"] | {"lr": config.optim.matrices.lr * share}
     loop = {
         "steps": steps,
         "batch_ramp": {"kind": "none"},

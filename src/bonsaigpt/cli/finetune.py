@@ -32,8 +32,12 @@ from bonsaigpt.config import (
     DataConfig,
     ExamplesData,
     FileTokenizerConfig,
+    LikelihoodObjective,
     ModelConfig,
+    ObjectiveConfig,
     PairsData,
+    PreferenceObjective,
+    RewardObjective,
     RunConfig,
     TaskData,
     derive,
@@ -41,7 +45,7 @@ from bonsaigpt.config import (
 from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.data.examples import example_batches
 from bonsaigpt.data.examples.pairs import are_pairs, pair_batches
-from bonsaigpt.data.examples.reading import read_examples
+from bonsaigpt.data.examples.reading import CHOSEN, read_examples
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.data.toys import task_batches
@@ -57,6 +61,7 @@ _REWARD_STEPS = 100
 _EXAMPLE = """  bonsai finetune runs/wiki --data intents.jsonl --template "{text}{intent}" --label-tokens --epochs 10
   bonsai finetune runs/wiki --data chat.jsonl --name assistant --optim.lr 3e-4
   bonsai finetune runs/wiki --data questions.jsonl --freeze "transformer.h.0.*" --layer-decay 0.8 --train.patience 3
+  bonsai finetune runs/wiki --data pairs.jsonl --template "{prompt}{chosen}" --name assistant
   bonsai finetune runs/assistant --data pairs.jsonl --beta 0.1
   bonsai finetune runs/sort --reward --samples 8 --train.batch_size 256
 a line of the data is {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...}, or as --template says; of
@@ -179,7 +184,8 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     new_tokens = tokenizer.vocab_size > opened.tokenizer.vocab_size
     if new_tokens and isinstance(data, PairsData):
         raise ConfigError(
-            f"{opened.label} does not know where an answer ends: tune it on chosen answers first, as prompt, completion"
+            f"{opened.label} does not know where an answer ends: tune it on the chosen answers of these pairs first, "
+            f"with --template '{CHOSEN}'"
         )
     scales = layerwise(model, arguments.layer_decay) if arguments.layer_decay != 1.0 else {}
     if arguments.adapter is not None:
@@ -222,8 +228,8 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
 
 def _lessons(
     arguments: argparse.Namespace, opened: Opened, base: RunConfig, target: Path
-) -> tuple[DataConfig, dict[str, Any] | None]:
-    """What is learned from, and by which objective (``optim.objective``; None: what the data say becomes likely)."""
+) -> tuple[DataConfig, ObjectiveConfig]:
+    """What is learned from, and by which objective."""
     flags = {
         "--template": arguments.template,
         "--label-tokens": arguments.label_tokens,
@@ -237,15 +243,18 @@ def _lessons(
             raise ConfigError("--reward makes its own problems: leave out --data and what belongs to it")
         if opened.run is None or not isinstance(base.data, TaskData):
             raise ConfigError(f"--reward needs a run on a toy (sort, add, copy), and {opened.label} is none")
-        return base.data, {"kind": "reward", "samples": arguments.samples}
+        return base.data, RewardObjective(samples=arguments.samples)
     if arguments.data is None:
         raise ConfigError("say what to learn from: --data FILE, or --reward for a run on a toy")
     own = FileTokenizerConfig(path=target / "tokenizer.json")  # the run brings its own
-    if are_pairs(arguments.data):
+    if not arguments.template and are_pairs(arguments.data):
         if given:
-            raise ConfigError(f"{arguments.data} has pairs of answers, to which {given} does not apply: leave it out")
+            raise ConfigError(
+                f"{arguments.data} has pairs of answers, to which {given} does not apply: leave it out, or learn the "
+                f"chosen answers alone, with --template '{CHOSEN}'"
+            )
         pairs = PairsData(path=arguments.data, val=arguments.val, tokenizer=own)
-        return pairs, {"kind": "preference", "reference": opened.label, "beta": arguments.beta}
+        return pairs, PreferenceObjective(reference=opened.label, beta=arguments.beta)
     examples = ExamplesData(
         path=arguments.data,
         val=arguments.val,
@@ -255,7 +264,7 @@ def _lessons(
         pack=not arguments.no_pack,
         balance=arguments.balance,
     )
-    return examples, None
+    return examples, LikelihoodObjective()
 
 
 def _source(data: DataConfig, seed: int, plan: BatchPlan, tokenizer: Tokenizer) -> tuple[BatchSource, int]:

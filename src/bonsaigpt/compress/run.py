@@ -38,6 +38,7 @@ def healing_config(config: RunConfig, compressed: Compressed, *, steps: int, tea
     """
     optim: dict[str, Any] = {
         "lr": HEALING_RATE,
+        "pretrained_lr": None,  # rates are of another kind from here on
         "lr_scale": {name: _size(value) for name, value in compressed.values.items()},
         "matrices": {"kind": "adamw"},
         "schedule": {"kind": "linear", "warmup": steps // 20},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ __all__ = [
     "MuonMatrices",
     "NoDistill",
     "NoRamp",
+    "ObjectiveConfig",
     "OptimConfig",
     "PreferenceObjective",
     "Ramp",
@@ -140,6 +141,8 @@ class MuonMatrices(Config):
     """Peak learning rate of the matrices: spectral norm of an update of a square one."""
     momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
     """Memory of the gradient."""
+    pretrained_lr: float | None = Field(default=None, gt=0.0)
+    """As optim.pretrained_lr, of the matrices."""
     iterations: int = Field(default=5, ge=1, le=10)
     """Newton-Schulz iterations; 5 bring singular values from 0.001 on close to one, fewer cost less."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -177,6 +180,8 @@ class LogitsDistill(Config):
 class LikelihoodObjective(Config):
     """What the data say is to become likely."""
 
+    tuning_share: ClassVar[float] = 0.3
+    """Where a tuning's learning rates begin, as a share of those of the training from random weights."""
     kind: Literal["likelihood"] = "likelihood"
     """Which objective."""
 
@@ -185,6 +190,8 @@ class PreferenceObjective(Config):
     """Of two answers the chosen one is to become likelier than the rejected one, compared with a reference model (DPO,
     Rafailov et al. 2023, equation 7). For data.kind = pairs."""
 
+    tuning_share: ClassVar[float] = 0.03
+    """At ten times that a pair's margin grows by making both of its answers unlikely."""
     kind: Literal["preference"] = "preference"
     """Which objective."""
     reference: str = Field(min_length=1)
@@ -198,6 +205,8 @@ class RewardObjective(Config):
     Williams 1992, with the mean of a problem's other answers as baseline, Kool et al. 2019). For toys whose answer
     ends the row; the reward is the share of its tokens that are right, and each is credited with those from it on."""
 
+    tuning_share: ClassVar[float] = 0.3
+    """As of the likelihood."""
     kind: Literal["reward"] = "reward"
     """Which objective."""
     samples: int = Field(default=8, ge=2)
@@ -206,11 +215,20 @@ class RewardObjective(Config):
     """Logits are divided by it when answers are sampled."""
 
 
+ObjectiveConfig = Annotated[
+    LikelihoodObjective | PreferenceObjective | RewardObjective,
+    Field(discriminator="kind"),
+]
+
+
 class OptimConfig(Config):
     """AdamW (Loshchilov and Hutter 2019), for the matrices of the blocks Muon if asked; spec.py says what decays."""
 
     lr: float = Field(default=1e-3, gt=0.0)
     """Peak learning rate of AdamW."""
+    pretrained_lr: float | None = Field(default=None, gt=0.0)
+    """That of the training from random weights, noted by what goes on from it: a tuning takes its share of this one,
+    however often the model was tuned before. None: this is that training."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Decoupled decay of matrices and embeddings, per unit of learning rate."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
@@ -229,9 +247,7 @@ class OptimConfig(Config):
     z_loss: float = Field(default=0.0, ge=0.0)
     """Weight of the squared log-partition added to the training loss, to keep logits from drifting (Chowdhery et al.
     2022); 1e-4 is usual. The reported loss never contains it."""
-    objective: Annotated[LikelihoodObjective | PreferenceObjective | RewardObjective, Field(discriminator="kind")] = (
-        LikelihoodObjective()
-    )
+    objective: ObjectiveConfig = LikelihoodObjective()
     """What training makes likelier."""
     distill: Annotated[NoDistill | LogitsDistill, Field(discriminator="kind")] = NoDistill()
     """Whether another model teaches."""

@@ -13,7 +13,7 @@ from bonsaigpt.data.batches import Batch, BatchSource
 from bonsaigpt.data.examples import two_sides
 from bonsaigpt.data.examples.batches import ExampleBatches, by_length
 from bonsaigpt.data.examples.encoding import Encoded, encode_examples, tokenizer_for
-from bonsaigpt.data.examples.reading import Example, example_of, read_records
+from bonsaigpt.data.examples.reading import CHOSEN, REJECTED, Example, example_of, read_records
 from bonsaigpt.data.plan import BatchPlan
 from bonsaigpt.data.tokenizers import Tokenizer
 from bonsaigpt.errors import DataError
@@ -145,8 +145,8 @@ def _encoded(examples: Sequence[Example], tokenizer: Tokenizer, block_size: int)
 
 
 def _chosen(path: Path) -> list[Example]:
-    return [example_of(record, "{prompt}{chosen}", where) for where, record in read_records(path)]
+    return [example_of(record, CHOSEN, where) for where, record in read_records(path)]
 
 
 def _rejected(examples: Sequence[Example], path: Path) -> list[Example]:
-    return [example_of(example.record, "{prompt}{rejected}", str(path)) for example in examples]
+    return [example_of(example.record, REJECTED, str(path)) for example in examples]

@@ -19,12 +19,30 @@ from bonsaigpt.data.corpora.document import check_text, check_there, decode, lin
 from bonsaigpt.data.template import Template
 from bonsaigpt.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["MESSAGES", "Example", "Segment", "example_of", "fill", "guess_template", "read_examples", "read_records"]
+__all__ = [
+    "CHOSEN",
+    "MESSAGES",
+    "REJECTED",
+    "Example",
+    "Segment",
+    "example_of",
+    "fill",
+    "guess_template",
+    "read_examples",
+    "read_records",
+]
 
 MESSAGES = "messages"
 """The template of records that hold a dialogue."""
+CHOSEN, REJECTED = "{prompt}{chosen}", "{prompt}{rejected}"
+"""Those of the two answers of a pair."""
 _FIELD = re.compile(r"\{(\w+)\}")
-_GUESSES = (("{prompt}{completion}", {"prompt", "completion"}), (MESSAGES, {"messages"}), ("{text}", {"text"}))
+_GUESSES = (
+    ("{prompt}{completion}", {"prompt", "completion"}),
+    (MESSAGES, {"messages"}),
+    ("{text}", {"text"}),
+    (CHOSEN, {"prompt", "chosen"}),
+)
 
 
 @dataclass(frozen=True)
@@ -105,8 +123,8 @@ def guess_template(record: Mapping[str, Any], path: Path) -> str:
             return template
     has = ", ".join(map(repr, record)) or "nothing"
     raise DataError(
-        f"{path} has neither prompt and completion nor messages nor text, but {has}: say how they make an example, "
-        "e.g. --template '{question} {answer}'"
+        f"{path} has neither prompt and completion (or chosen) nor messages nor text, but {has}: say how they make an "
+        "example, e.g. --template '{question} {answer}'"
     )
 
 
