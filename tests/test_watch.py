@@ -270,6 +270,8 @@ def test_the_verb_serves_and_refuses(
 
     monkeypatch.setattr("bonsaigpt.serve.server.make_server", leaving)
     assert main(["watch", str(runs), "--port", "0"]) == 0
-    assert f"watching {runs} at http://127.0.0.1:" in capsys.readouterr().err.replace("\n", "")
+    told = capsys.readouterr().err
+    assert f"watching {runs} at http://127.0.0.1:" in told
+    assert told.endswith("stopped\n")
     assert main(["watch", str(runs / "nothing")]) == 2
     assert "there is no folder" in capsys.readouterr().err

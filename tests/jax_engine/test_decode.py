@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,11 +13,12 @@ pytest.importorskip("jax")
 pytest.importorskip("optax")
 
 import jax
+import jax.numpy as jnp
 
 from bonsaigpt.data.batches import Batch
 from bonsaigpt.errors import GenerateError
 from bonsaigpt.generate import Request, Session
-from bonsaigpt.jax_engine.decode import JaxDecoder
+from bonsaigpt.jax_engine.decode import JaxDecoder, step, turned
 from bonsaigpt.jax_engine.engine import JaxEngine
 from bonsaigpt.sampling import Sampling
 from bonsaigpt.torch_engine.engine import TorchEngine
@@ -66,6 +71,34 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(monkeypatch: pytest.MonkeyP
         found.append(decoder.step(rows, np.full(len(rows), 7))[0])
     assert windows == [[8, 24], [8]]
     assert np.array_equal(*found)
+
+
+def test_matrices_are_turned_once_and_not_in_every_product() -> None:
+    """XLA on a CPU would turn a matrix within the loop over the outputs of a product, and compute what is fused there
+    once for each output: no product of the program may hold a copy."""
+    model = model_of("gpt2")
+    decoder = decoder_of(model, rows=1)
+    params, config = decoder._params, decoder.config
+    weight = params["transformer"]["h"]["0"]["mlp"]["c_fc"]["weight"]
+    assert weight.shape == (config.n_embd, 4 * config.n_embd)
+    assert params["transformer"]["wpe"]["weight"].shape == (config.block_size, config.n_embd)  # rows of it are taken
+    back = turned(config, params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), turned(config, back), params))
+    token, start = np.array([3], np.int32), np.array([4], np.int32)
+
+    def turning_products(program: Any, params: Any) -> int:
+        text = program.lower(params, decoder._cache, token, start, seen=24).compile().as_text()
+        bodies = re.findall(r"^%fused_computation.*?^}", text, flags=re.DOTALL | re.MULTILINE)
+        return sum(" dot(" in body and " copy(" in body for body in bodies)
+
+    plain = jax.jit(functools.partial(_step_as_spelled, config), static_argnames=("seen",))
+    assert turning_products(decoder._step._jitted, params) == 0
+    assert turning_products(plain, back) > 0  # the negative control
+
+
+def _step_as_spelled(config: Any, params: Any, *arguments: Any, seen: int) -> Any:
+    """A step with matrices as the spec has them."""
+    return step(config, turned(config, params), *arguments, seen=seen)
 
 
 def test_one_program_for_each_size_whatever_the_text_and_the_sampling() -> None:

@@ -316,4 +316,6 @@ def test_a_signal_lets_what_runs_finish(runs: Path, number: signal.Signals) -> N
             assert process.wait(timeout=30) in (130, -number)
             with pytest.raises(httpx.ConnectError):
                 client.get("/health")
-        assert "Traceback" not in process.stderr.read()
+        told = process.stderr.read()
+        assert "finishing 1 text, for 120 s at most; another Ctrl-C drops what is left" in told
+        assert "Traceback" not in told

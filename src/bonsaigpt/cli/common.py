@@ -54,6 +54,7 @@ __all__ = [
     "run_folder",
     "runs_folder",
     "settings",
+    "tell",
     "whisper",
 ]
 
@@ -359,6 +360,11 @@ def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
             progress.update(tasks[what], completed=done, total=total or None, note=note)
 
         yield advance
+
+
+def tell(line: str) -> None:
+    """Print a line for people, beside what a program may read from standard output."""
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def whisper(console: Console) -> Callable[[str], None]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bonsaigpt.cli.common import Opened, open_model, print_table, progress_bar
+from bonsaigpt.cli.common import Opened, open_model, print_table, progress_bar, tell
 from bonsaigpt.data.batches import Batch, BatchSource
 from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.data.windows import TokenBatches
@@ -68,7 +68,7 @@ def run_details(
         command = shlex.join(["bonsai", "eval", *argv])
         folder = opened.run.path / "evaluations" / name
         page = write_details(details, folder, label=opened.label, scored=scored, command=command)
-        Console(stderr=True).print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+        tell(f"report: {page}")
     return 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 
 from bonsaigpt.checkpoint import split_address
 from bonsaigpt.cli.common import (
@@ -22,6 +21,7 @@ from bonsaigpt.cli.common import (
     open_model,
     run_folder,
     runs_folder,
+    tell,
     whisper,
 )
 from bonsaigpt.cli.sampling_flags import add_kv
@@ -73,13 +73,16 @@ def run(argv: list[str]) -> int:
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
         def on_start() -> None:
-            Console(stderr=True).print(
-                escape(f"serving {', '.join(names)}: open {where} in a browser (API: {where}/v1); Ctrl-C ends it"),
-                highlight=False,
-                soft_wrap=True,
-            )
+            tell(f"serving {', '.join(names)}: open {where} in a browser (API: {where}/v1); Ctrl-C ends it")
 
-        make_server(app, limits, on_start=on_start).run(sockets=[listening])
+        def on_stop() -> None:
+            if texts := app.texts:
+                what = f"{texts} text{'s' * (texts > 1)}, for {limits.seconds:g} s at most"
+                tell(f"finishing {what}; another Ctrl-C drops what is left")
+            else:
+                tell("stopped")
+
+        make_server(app, limits, on_start=on_start, on_stop=on_stop).run(sockets=[listening])
     return 0
 
 

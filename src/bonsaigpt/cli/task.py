@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bonsaigpt.cli.common import Parser, add_placement, count_from, open_model, progress_bar, runs_folder
+from bonsaigpt.cli.common import Parser, add_placement, count_from, open_model, progress_bar, runs_folder, tell
 from bonsaigpt.config import ExamplesData
 from bonsaigpt.data.examples.reading import read_examples
 from bonsaigpt.errors import ConfigError
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
 
         command = shlex.join(["bonsai", "task", *argv])
         page = write_task(result, folder, label=opened.label, data=arguments.data, command=command)
-        Console(stderr=True).print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+        tell(f"report: {page}")
     return 0
 
 

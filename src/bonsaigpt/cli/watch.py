@@ -5,10 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
-from bonsaigpt.cli.common import Parser, count_from, home
+from bonsaigpt.cli.common import Parser, count_from, home, tell
 from bonsaigpt.errors import CheckpointError, DeviceError
 
 __all__ = ["run"]
@@ -47,11 +44,11 @@ def run(argv: list[str]) -> int:
         app = make_app(folder, hosts=sorted(LOOPBACK), stopping=lambda: server.should_exit)
         where = f"http://{_HOST}:{listening.getsockname()[1]}"
 
-        def on_start() -> None:
-            Console(stderr=True).print(
-                escape(f"watching {folder} at {where}; Ctrl-C ends it"), highlight=False, soft_wrap=True
-            )
-
-        server = make_server(app, Limits(seconds=2), on_start=on_start)
+        server = make_server(
+            app,
+            Limits(seconds=2),
+            on_start=lambda: tell(f"watching {folder} at {where}; Ctrl-C ends it"),
+            on_stop=lambda: tell("stopped"),
+        )
         server.run(sockets=[listening])
     return 0

@@ -26,7 +26,7 @@ from bonsaigpt.serve.models import Models
 from bonsaigpt.serve.refusals import Refused
 from bonsaigpt.serve.worker import Worker
 
-__all__ = ["make_app"]
+__all__ = ["Gate", "make_app"]
 
 _OPEN = {"/health", *(route.path for route in playground.page_routes())}
 """Paths that need no key."""
@@ -46,7 +46,7 @@ def make_app(
     key: str | None = None,
     hosts: frozenset[str] | None = None,
     say: Say = silent,
-) -> ASGIApp:
+) -> Gate:
     """The ASGI application, with every model ready to write.
 
     Args:
@@ -85,10 +85,10 @@ def make_app(
     handlers: Any = {Refused: _refused, HTTPException: _http_error, Gone: _gone}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.state.desk = desk
-    return _Gate(app, desk, routes, key=key, hosts=hosts)
+    return Gate(app, desk, routes, key=key, hosts=hosts)
 
 
-class _Gate:
+class Gate:
     """Who may come in; what came of it; and the last catch."""
 
     def __init__(
@@ -97,6 +97,11 @@ class _Gate:
         self._app, self._desk, self._routes = app, desk, routes
         self._key = key.encode() if key is not None else None
         self._hosts = hosts
+
+    @property
+    def texts(self) -> int:
+        """Texts at work or waiting."""
+        return self._desk.worker.texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -57,6 +57,8 @@ async def completions(request: HTTPRequest) -> Response:
     desk: Desk = request.app.state.desk
     asked = await desk.read(request, CompletionRequest)
     model = desk.model(asked.model)
+    if asked.best_of not in (None, asked.n or 1):
+        raise invalid("'best_of' other than 'n' is not offered: ask for 'n' texts.", param="best_of")
     tokens = 16 if asked.max_tokens is None else asked.max_tokens
     prompts = [await desk.tokens(model, prompt, param="prompt") for prompt in _prompts(asked)]
     scored = asked.echo and asked.logprobs is not None

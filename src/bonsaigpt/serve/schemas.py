@@ -109,6 +109,8 @@ class CompletionRequest(_Texts):
     """New tokens at most. 16 if left out."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Tell the log-probability of each token and of so many likeliest ones, by the model, before all rules, in nats."""
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Of so many texts the `n` best: only as many as `n`, which are then all."""
     echo: bool | None = None
     """Give the prompt back too; with `logprobs` and `max_tokens` 0 this scores a text."""
 

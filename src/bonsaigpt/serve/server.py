@@ -36,9 +36,15 @@ def bind(host: str, port: int) -> socket.socket:
         raise OutputError(f"cannot listen on {host}:{port}: {words}. Choose another with --host and --port.") from None
 
 
-def make_server(app: ASGIApp, limits: Limits, *, on_start: Callable[[], None] = lambda: None) -> uvicorn.Server:
-    """A server that is ready to ``run`` on a bound socket. Ctrl-C and SIGTERM let it finish what runs, a second Ctrl-C
-    does not."""
+def make_server(
+    app: ASGIApp,
+    limits: Limits,
+    *,
+    on_start: Callable[[], None] = lambda: None,
+    on_stop: Callable[[], None] = lambda: None,
+) -> uvicorn.Server:
+    """A server that is ready to ``run`` on a bound socket. Ctrl-C and SIGTERM let it finish what runs, after
+    ``on_stop``; a second Ctrl-C does not."""
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -55,17 +61,21 @@ def make_server(app: ASGIApp, limits: Limits, *, on_start: Callable[[], None] = 
         timeout_graceful_shutdown=int(limits.seconds) + 1,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    return _Server(config, on_start)
+    return _Server(config, on_start, on_stop)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_start = on_start
+        self._on_start, self._on_stop = on_start, on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()
+        await super().shutdown(sockets=sockets)
 
 
 def _protocol(limits: Limits) -> type[H11Protocol]:
