@@ -114,8 +114,14 @@ def _print(arguments: Any, found: dict[str, list[dict[str, Any]]]) -> None:
         ["memory in training", "steps", "CPU s", *(f"{n} blocks" for n in columns), "gain"],
         rows,
     )
-    gains = {name: {"mean": d.mean, "margin": d.margin} for name, d in differences.items()}
-    finish({"benchmark": "carry", "recipe": arguments.recipe, "runs": found, "gains": gains})
+    arms: dict[str, Any] = {}
+    for name, runs in found.items():
+        mean = sum(run["seconds"] for run in runs) / len(runs)
+        own = means[name][str(ARMS[name].get("length", 0))]
+        arms[name] = {"steps": runs[0]["steps"], "seconds": mean, "losses": means[name], "own": own}
+        if name in differences:
+            arms[name] |= {"gain": differences[name].mean, "margin": differences[name].margin}
+    finish({"benchmark": "carry", "recipe": arguments.recipe, "runs": found, "arms": arms})
 
 
 def _config(arguments: Any, seed: int, arm: dict[str, Any]) -> RunConfig:

@@ -61,7 +61,7 @@ def main() -> None:
             added, margin = _interval((found.losses_RT - exact.losses_RT).mean(1))
             kl_R[words] = found.kl_RT.mean(1)
             kl, agree = float(kl_R[words].mean()), float(found.agree_RT.mean())
-            figures[words] = {"added": round(added, 6), "margin": round(margin, 6), "kl": kl}
+            figures[words] = {"added": round(added, 6), "margin": round(margin, 6), "kl": kl, "agree": round(agree, 4)}
             rows.append((words, f"{added:+.5f} ± {margin:.5f}", f"{kl:.5f}", f"{agree:.2%}"))
             advance(done + 1, f"{words}: {added:+.5f}")
     title = f"{machine(arguments.threads)}\nExact: {exact.losses_RT.mean():.4f} nats, {exact.losses_RT.size:,} targets"
@@ -69,9 +69,16 @@ def main() -> None:
     if len(eight := [words for words in _EIGHT if words in kl_R]) > 1:
         best = min(eight, key=lambda words: kl_R[words].mean())
         behind = {words: _interval(kl_R[words] - kl_R[best]) for words in eight if words != best}
+        for words, (more, margin) in behind.items():
+            figures[words] |= {"kl_over_best": round(more, 7), "kl_margin": round(margin, 7)}
         told = ", ".join(f"{words} {added:+.6f} ± {margin:.6f}" for words, (added, margin) in behind.items())
         print(f"Of the 8-bit formats {best} is nearest; KL above its own: {told}")
-    finish({"benchmark": "kv_formats", "steps": arguments.steps, "targets": exact.losses_RT.size, "formats": figures})
+    about = {
+        "steps": arguments.steps,
+        "targets": exact.losses_RT.size,
+        "exact": round(float(exact.losses_RT.mean()), 4),
+    }
+    finish({"benchmark": "kv_formats", **about, "formats": figures})
 
 
 def _interval(values_R: np.ndarray) -> tuple[float, float]:

@@ -65,6 +65,7 @@ def main() -> None:
         exact, lost = (np.array([getattr(one, name) for one in answers]) for name in ("exact", "exact_lost"))
         margin = max(one.margin for one in answers)
         figures[words] = {"factor": round(answers[0].factor, 3), "exact": exact.tolist(), "lost": lost.tolist()}
+        figures[words] |= {"mean_lost": float(lost.mean()), "margin": margin}
         spread = f"{100 * lost.mean():.2f} ({100 * lost.min():.2f} to {100 * lost.max():.2f})"
         rows.append((words, f"{answers[0].factor:.2f}", f"{exact.mean():.2%}", spread, f"± {100 * margin:.2f}"))
     problems = max(answers[0].problems for answers in found.values())

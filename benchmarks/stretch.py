@@ -51,8 +51,9 @@ def main() -> None:
                     for steps, loss in losses.items():
                         found.setdefault(arm, {}).setdefault(steps, []).append(loss)
                 advance(number * len(arguments.positions) + done + 1, f"{position}, seed {1337 + number}")
-    _show(arguments, found)
-    finish({"benchmark": "stretch", "steps": arguments.steps, "looks": arguments.looks, "losses": found})
+    behind = _show(arguments, found)
+    about = {"steps": arguments.steps, "looks": arguments.looks, "seeds": arguments.seeds}
+    finish({"benchmark": "stretch", **about, "losses": found, "behind": behind})
 
 
 def _measured(arguments: Any, engine: Engine, ledger: Ledger, position: str, seed: int) -> dict[str, dict[str, float]]:
@@ -125,9 +126,9 @@ def _run(arguments: Any, position: str, seed: int, block: int, steps: int) -> Ru
     )
 
 
-def _show(arguments: Any, found: Losses) -> None:
+def _show(arguments: Any, found: Losses) -> dict[str, Any]:
     """Each arm less the model that was trained at the long context, and from how many steps on their mean is near."""
-    rows, looks = [], ["0", *map(str, arguments.looks)]
+    rows, looks, figures = [], ["0", *map(str, arguments.looks)], {}
     for position in arguments.positions:
         goal, *arms = (name for name in found if name.startswith(position))
         aim = found[goal]["0"]
@@ -135,6 +136,7 @@ def _show(arguments: Any, found: Losses) -> None:
         for name in arms:
             behind = {steps: paired_difference(losses, aim) for steps, losses in found[name].items()}
             there = next((steps for steps, found in behind.items() if found.mean <= _NEAR), "more")
+            figures[name] = {steps: {"mean": one.mean, "margin": one.margin} for steps, one in behind.items()}
             cells = [one.text("+.4f") for one in behind.values()]
             rows.append([name, f"{np.mean(found[name]['0']):.4f}", *cells, there])
     title = (
@@ -142,6 +144,7 @@ def _show(arguments: Any, found: Losses) -> None:
         f"seeds: {arguments.seeds}. Loss before, and above that of a model trained at {arguments.long}"
     )
     show(title, ["positions", "before", *looks, f"within {_NEAR}"], rows)
+    return figures
 
 
 def _arguments() -> Any:

@@ -153,6 +153,7 @@ def keep(arguments: argparse.Namespace) -> None:
     machine = figures.pop("machine", None) or (told[-1].strip() if told else _machine())
     result = Result(command=shlex.join(words), day=arguments.day, machine=machine, figures=figures)
     result.save(RESULTS / f"{arguments.name}.json")
+    print(f"{RESULTS / arguments.name}.json; write it into the pages: python docs/figures.py fill")
 
 
 def record(page: Path, folder: Path) -> None:
@@ -208,14 +209,19 @@ def main() -> None:
     keeping.add_argument("--day", default=f"{datetime.now(UTC):%Y-%m-%d}", help="of the run (default: today)")
     verbs.add_parser("fill", help="write everything into the pages")
     arguments = parser.parse_args()
+    if arguments.what == "keep":
+        return keep(arguments)
     if arguments.what == "record":
         record(DOCS / arguments.page, arguments.folder or Path(arguments.page).with_suffix(""))
-    if arguments.what == "keep":
-        keep(arguments)
     for page in PAGES:
-        if (text := written(page)) != page.read_text(encoding="utf-8"):
+        try:
+            text = written(page)
+        except ValueError as error:
+            raise SystemExit(f"{page.name}: {error}") from None
+        if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
             print(page)
+    return None
 
 
 if __name__ == "__main__":

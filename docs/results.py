@@ -33,9 +33,9 @@ __all__ = ["RESULTS", "Result", "Table", "read_result", "read_results", "tables"
 RESULTS = Path(__file__).resolve().parent / "recorded" / "results"
 
 _PLACE = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
-_WHERE = re.compile(r"([A-Za-z][^{}|:]*): (.*)")
-_IN_TEXT = re.compile(r"<!--([A-Za-z][^{}|:\n]*: [^\n]*?\{[^\n]*?)-->(?!\n)(.*?)<!--/-->", re.DOTALL)
-_TABLE = re.compile(r"(?:^<!--([A-Za-z][^{}|:\n]*: .*\{.*)-->\n\n)?((?:^\|.*\n)+)", re.MULTILINE)
+_WHERE = re.compile(r"([A-Za-z][^{}|]*): ([^{}]*\{.*)")
+_IN_TEXT = re.compile(r"<!--([A-Za-z][^{}|\n]*: [^\n]*?\{[^\n]*?)-->(?!\n)(.*?)<!--/-->", re.DOTALL)
+_TABLE = re.compile(r"(?:^<!--([A-Za-z][^{}|\n]*: .*\{.*)-->\n\n)?((?:^\|.*\n)+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
