@@ -138,9 +138,11 @@ def test_one_document_is_split_at_its_tail_as_nanogpt_does(shared_data: Path, tm
 
 
 def test_another_file_is_not_taken_for_tiny_shakespeare(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_text("To be")
-    with pytest.raises(DataError, match="SHA-256 differs"):
-        documents(ShakespeareData(path=tmp_path / "x.txt"))
+    (tmp_path / "my x.txt").write_text("To be")
+    with pytest.raises(DataError, match=r"SHA-256 differs\): for text of your own .* --data.path '.*my x.txt';"):
+        documents(ShakespeareData(path=tmp_path / "my x.txt"))
+    with pytest.raises(DataError, match="SHA-256 differs"):  # nor a folder
+        documents(ShakespeareData(path=tmp_path))
 
 
 def test_a_download_is_checked_and_leaves_nothing_when_it_is_wrong(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import shlex
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -33,17 +34,17 @@ def open_shakespeare(config: ShakespeareData, *, hashes: FileHashes, download: b
     if not path.exists():
         raise DataError(
             f"Tiny Shakespeare is not at {path}. Fetch it once with `bonsai prepare shakespeare --download`, "
-            "or give --data.path FILE; without a network, recipe `stdlib` trains on text that is already here."
+            "or give a copy of it with --data.path FILE; without a network, recipe `stdlib` trains on text that is "
+            "already here, and --data.kind files --data.path FILE on your own."
+        )
+    if path.is_dir() or hashlib.sha256(read_document(path).text.encode()).hexdigest() != SHA256:
+        raise DataError(
+            f"{path} is not Tiny Shakespeare (its SHA-256 differs): for text of your own give "
+            f"--data.kind files --data.path {shlex.quote(str(path))}; "
+            "`bonsai prepare shakespeare --download` fetches Tiny Shakespeare."
         )
     found = find(path, "")
-    source = over_files(str(path), found, [whole], settings="files", hashes=hashes, advance=advance)
-    text = read_document(path).text
-    if hashlib.sha256(text.encode()).hexdigest() != SHA256:
-        raise DataError(
-            f"{path} is not Tiny Shakespeare (its SHA-256 differs): delete it and fetch it again, "
-            f"or train on it as your own text with --data.kind files --data.path {path}."
-        )
-    return source
+    return over_files(str(path), found, [whole], settings="files", hashes=hashes, advance=advance)
 
 
 def fetch(target: Path = LOCAL, *, url: str = URL, timeout: float = 30.0) -> Path:
