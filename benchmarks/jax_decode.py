@@ -1,22 +1,18 @@
 """Decoding in JAX against a straightforward decoder: one ``lax.scan`` over all tokens, a cache of the whole block,
 every slot looked at in every step. Rounds are interleaved in one run: one text, greedy.
-
-    python benchmarks/jax_decode.py --preset baby
-    python benchmarks/jax_decode.py --layers 4 --heads 4 --width 128 --block 64
-    python benchmarks/jax_decode.py --parts
+Then the single calls are timed.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import Summary, finish, guarded, machine, parser, positive, show
 from jax import Array, lax
 
 from bonsaigpt.config import ModelConfig, validate
@@ -57,16 +53,16 @@ def one_scan(config: ModelConfig, params: Any, prompt_T: Array, total: int) -> A
     return lax.scan(step, (empty, empty, prompt_T[0]), jnp.arange(total))[1]
 
 
-def parts(decoder: JaxDecoder) -> None:
-    """Print the milliseconds of the calls that a text is made of, and of one that computes nothing."""
+def parts(decoder: JaxDecoder) -> dict[str, Summary]:
+    """Milliseconds of the calls that a text is made of, a token, and of one that computes nothing."""
     params, block = decoder._params, decoder.block_size
     token, start = np.array([3], np.int32), np.array([block - 20], np.int32)
     piece, row = np.zeros(16, np.int32), np.int32(0)
     nothing = jax.jit(lambda params, cache, token: (cache, token + 1), donate_argnums=1)
     calls: dict[str, tuple[Callable[[], tuple[Any, ...]], int]] = {
-        "nothing": (lambda: nothing(params, decoder._cache, token), 1),
+        "nothing, with all weights as arguments": (lambda: nothing(params, decoder._cache, token), 1),
         "a step": (lambda: decoder._step(params, decoder._cache, token, start, seen=block), 1),
-        "a step of 8 read ahead": (
+        "a step of eight read ahead": (
             lambda: decoder._ahead(params, decoder._cache, token, start, seen=block, steps=8),
             8,
         ),
@@ -75,33 +71,25 @@ def parts(decoder: JaxDecoder) -> None:
             1,
         ),
     }
+    found: dict[str, Summary] = {}
     for name, (call, count) in calls.items():
-        seconds: list[float] = []
+        times: list[float] = []
         for _ in range(61):
             began = time.perf_counter()
             decoder._cache, *told = call()
             jax.tree.map(np.asarray, told)
-            seconds.append((time.perf_counter() - began) / count)
-        print(f"{name}: {1e3 * median(seconds[1:]):.3f} ms, at best {1e3 * min(seconds):.3f}")
+            times.append(1e3 * (time.perf_counter() - began) / count)
+        found[name] = Summary.of(times[1:])  # the first compiles
+    return found
 
 
 def main() -> None:
-    """Print tokens a second of both, and the ratio round by round."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset")
-    for name, value in (("layers", 4), ("heads", 4), ("width", 128), ("block", 64), ("vocab", 65), ("rounds", 9)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--parts", action="store_true", help="print what the single calls take instead")
-    arguments = parser.parse_args()
+    """Print tokens a second of both, the ratio round by round, and what the single calls take."""
+    arguments = _arguments()
     sizes: dict[str, Any] = {"preset": arguments.preset}
     if arguments.preset is None:
-        sizes = dict(
-            zip(
-                ("n_layer", "n_head", "n_embd", "block_size"),
-                (arguments.layers, arguments.heads, arguments.width, arguments.block),
-                strict=True,
-            )
-        )
+        names = {"n_layer": "layers", "n_head": "heads", "n_embd": "width", "block_size": "block"}
+        sizes = {name: getattr(arguments, flag) for name, flag in names.items()}
     config = validate({"model": sizes | {"vocab_size": arguments.vocab}}, origin="flags").model
     engine = JaxEngine(device="cpu")
     values = {p.name: initial_value(p, 0) * 3 for p in parameters(config) if p.tied_to is None}
@@ -109,9 +97,6 @@ def main() -> None:
     prompt, total = np.arange(8, dtype=np.int32), config.block_size
     scan = jax.jit(lambda params, prompt: one_scan(config, params, prompt, total))
     decoder = engine.decoder(model, rows=1)
-    if arguments.parts:
-        parts(decoder)
-        return
 
     def theirs() -> list[int]:
         return np.asarray(scan(model.params, jnp.asarray(prompt)))[8:].tolist()
@@ -125,23 +110,41 @@ def main() -> None:
                 [logits_V] = decoder.step(np.array([0]), np.array(text[-1:]))
         return text
 
-    seconds: list[tuple[float, float]] = []
-    for round_number in range(1 + arguments.rounds):  # the first compiles
-        found, times = [], []
-        for make in (ours, theirs):
+    rates: dict[str, list[float]] = {"stepping": [], "one scan": []}
+    for number in range(1 + arguments.rounds):  # the first compiles
+        texts: list[list[int]] = []
+        for side, make in zip(rates.values(), (ours, theirs), strict=True):
             began = time.perf_counter()
-            found.append(make())
-            times.append(time.perf_counter() - began)
-        assert found[0] == found[1], "the two do not write the same text"
-        if round_number:
-            seconds.append((times[0], times[1]))
-    rates = [(total - 8) / median(side) for side in zip(*seconds, strict=True)]
-    ratios = sorted(b / a for a, b in seconds)
-    print(
-        f"stepping {rates[0]:,.0f} tokens/s, one scan {rates[1]:,.0f} tokens/s: {median(ratios):.2f} times, "
-        f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds"
+            texts.append(make())
+            if number:
+                side.append((total - len(prompt)) / (time.perf_counter() - began))
+        assert texts[0] == texts[1], "the two do not write the same text"
+    ratio = Summary.of([a / b for a, b in zip(*rates.values(), strict=True)])
+    sides = {name: Summary.of(values) for name, values in rates.items()}
+    calls = parts(decoder)
+    rows = [(name, f"{side.median:,.0f} tokens/s") for name, side in sides.items()]
+    rows.append((f"ratio, {ratio.n} rounds", f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"))
+    rows += [(name, f"{call.median:.3f} ms, at best {call.low:.3f}") for name, call in calls.items()]
+    print(f"{machine()}\n")
+    show(f"{config.n_layer} layers of width {config.n_embd}, block {total}", ("", "figure"), rows)
+    finish(
+        {
+            "benchmark": "jax_decode",
+            "sides": {name: side.as_dict() for name, side in sides.items()},
+            "ratio": ratio.as_dict(),
+            "ms": {name: call.as_dict() for name, call in calls.items()},
+        }
     )
 
 
+def _arguments() -> Any:
+    flags = parser(__doc__ or "", "python benchmarks/jax_decode.py --preset baby --rounds 7")
+    flags.add_argument("--preset", help="a model's size by its name (default: by the numbers below)")
+    for name, value in (("layers", 4), ("heads", 4), ("width", 128), ("block", 64), ("vocab", 65)):
+        flags.add_argument(f"--{name}", type=positive, default=value, help=f"of the model (default: {value})")
+    flags.add_argument("--rounds", type=positive, default=9, help="in turns (default: 9)")
+    return flags.parse_args()
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -1,16 +1,13 @@
 """A training step in JAX against PyTorch's, at the baby shape, rounds interleaved in one process; and what
-XLA counts of it.
-
-python benchmarks/jax_speed.py --rounds 7
-"""
+XLA counts of it."""
 
 from __future__ import annotations
 
-import argparse
 import time
-from statistics import median
+from typing import Any
 
 import numpy as np
+from common import Summary, finish, guarded, machine, parser, positive, show
 
 from bonsaigpt.config import derive, validate
 from bonsaigpt.data.batches import Batch
@@ -20,11 +17,7 @@ from bonsaigpt.torch_engine.engine import TorchEngine
 
 def main() -> None:
     """Print seconds a step of both, and the ratio round by round."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=12)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    arguments = parser.parse_args()
+    arguments = _arguments()
     rows = arguments.rows
     settings = {
         "model": {"preset": "baby", "vocab_size": 65, "dropout": arguments.dropout},
@@ -35,30 +28,43 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, 65, (rows, 257))
     batch = Batch(tokens_BT=tokens[:, :-1], targets_BT=tokens[:, 1:], count=rows * 256)
     ours, theirs = JaxEngine(device="cpu"), TorchEngine(device="cpu", workers=2)
-    states = ours.init(config), theirs.init(in_torch)
-    seconds: list[tuple[float, float]] = []
-    for step in range(1 + arguments.rounds):  # the first compiles
-        times: list[float] = []
-        for engine, state, setting in ((ours, states[0], config), (theirs, states[1], in_torch)):
+    sides: list[tuple[Any, Any, Any]] = [(ours, ours.init(config), config), (theirs, theirs.init(in_torch), in_torch)]
+    seconds: list[list[float]] = [[], []]
+    for step in range(1 + arguments.rounds):
+        for times, (engine, state, setting) in zip(seconds, sides, strict=True):
             began = time.perf_counter()
-            engine.step(state, batch, config=setting, share=1.0, step=step).host()  # pyright: ignore[reportArgumentType]
+            engine.step(state, batch, config=setting, share=1.0, step=step).host()
             times.append(time.perf_counter() - began)
-        if step:
-            seconds.append((times[0], times[1]))
-        else:
-            print(f"first step: JAX {times[0]:.1f} s, PyTorch {times[1]:.1f} s")
-    ratios = sorted(b / a for a, b in seconds)
-    jax_seconds, torch_seconds = (median(side) for side in zip(*seconds, strict=True))
-    print(
-        f"a step: JAX {jax_seconds:.2f} s, PyTorch {torch_seconds:.2f} s: {median(ratios):.2f} times its speed, "
-        f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds"
-    )
+    first = {"jax": seconds[0].pop(0), "torch": seconds[1].pop(0)}  # JAX compiles
+    speed = Summary.of([b / a for a, b in zip(*seconds, strict=True)])
+    in_jax, by_torch = (Summary.of(times) for times in seconds)
     report = ours.report(config)
-    print(
-        f"XLA: {report.flops / 1e9:,.0f} GFLOP, "
-        f"{report.arguments / 2**20:,.0f} MiB of arguments, {report.temporaries / 2**20:,.0f} MiB besides"
-    )
+    counted = {
+        "gflop": report.flops / 1e9,
+        "arguments_mib": report.arguments / 2**20,
+        "temporaries_mib": report.temporaries / 2**20,
+    }
+    print(f"{machine()}\n")
+    lines = [
+        ("first step, s", f"{first['jax']:.1f}", f"{first['torch']:.1f}"),
+        ("a step, s", in_jax.text(), by_torch.text()),
+        (f"speed, {speed.n} rounds", f"{speed.median:.2f} ({speed.low:.2f} to {speed.high:.2f})", "1"),
+        ("GFLOP, as XLA counts", f"{counted['gflop']:,.0f}", ""),
+        ("MiB of arguments", f"{counted['arguments_mib']:,.0f}", ""),
+        ("MiB besides", f"{counted['temporaries_mib']:,.0f}", ""),
+    ]
+    show("a training step", ("", "JAX", "PyTorch"), lines)
+    step = {"jax": in_jax.as_dict(), "torch": by_torch.as_dict()}
+    finish({"benchmark": "jax_speed", "first": first, "step": step, "speed": speed.as_dict(), "xla": counted})
+
+
+def _arguments() -> Any:
+    flags = parser(__doc__ or "", "python benchmarks/jax_speed.py --rounds 7")
+    flags.add_argument("--rounds", type=positive, default=7, help="in turns (default: 7)")
+    flags.add_argument("--rows", type=positive, default=12, help="of 256 tokens (default: 12)")
+    flags.add_argument("--dropout", type=float, default=0.0, help="rate (default: 0)")
+    return flags.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

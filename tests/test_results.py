@@ -42,8 +42,6 @@ BY_HAND = [
     ("finetuning.md", "", HAND),
     ("health.md", "In health.jsonl", KNOWN),
     ("health.md", "", HAND),
-    ("jax.md", "Shape", HAND),
-    ("jax.md", "", HAND),
     ("jax.md", "", HAND),
     ("kronecker.md", "kind", KNOWN),
     ("kronecker.md", "", LONG),
