@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -17,9 +18,26 @@ import numpy as np
 import pytest
 
 import bonsaigpt as bonsai
+import bonsaigpt.api
 from bonsaigpt.api import Rules
 from bonsaigpt.api.words import flags, setting_flags
-from bonsaigpt.cli import main
+from bonsaigpt.cli import (
+    compress,
+    export,
+    fetch,
+    finetune,
+    main,
+    parity,
+    prepare,
+    shrink,
+    stretch,
+    study_compress,
+    study_kv,
+    sweep,
+    task,
+    train,
+)
+from bonsaigpt.cli.common import Parser
 from bonsaigpt.config import dump_toml
 from bonsaigpt.errors import BonsaiError, CheckpointError, ConfigError, DataError, GenerateError, OutputError
 from bonsaigpt.sampling import Sampling
@@ -128,13 +146,38 @@ def test_runs_of_a_run(run: bonsai.Run, capsys: pytest.CaptureFixture[str]) -> N
     assert "half" in repr(small)
     pairs = [{"prompt": f"the {word} ", "completion": "sat"} for word in ("cat", "dogs", "mat", "red", "home", "far")]
     Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    tuned = run.finetune("pairs.jsonl", val="pairs.jsonl", epochs=1, freeze=["*.mlp.*"], quiet=True)
+    two = [{"prompt": pair["prompt"], "chosen": "sat", "rejected": "ran"} for pair in pairs]
+    Path("two.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in two))
+    tuned = run.finetune(
+        "pairs.jsonl", val="pairs.jsonl", epochs=1, adapter="lora", rank=2, adapt=["*.c_fc.*", "*.c_proj.*"], quiet=True
+    )
     assert tuned.config.vocabulary == run.config.vocabulary + 1  # an end of text
+    assert {(s.kind, s.rank) for s in tuned.config.structure.values()} == {("lora", 2)}  # type: ignore[union-attr]
+    answers = tuned.task("pairs.jsonl", tokens=3, out="there", quiet=True)
+    assert len(answers.answers) == len(pairs)
+    assert Path("there/report.html").is_file()
+    preferred = tuned.finetune("two.jsonl", val="two.jsonl", beta=0.5, epochs=1, name="preferred", quiet=True)
+    assert preferred.directory.config.optim.objective.model_dump()["beta"] == 0.5
     longer = run.stretch(16, steps=2, settings={"train.device": "cpu"}, quiet=True)
     assert longer.config.block_size == 16
     assert capsys.readouterr().out == ""
     assert run.report().is_file()
     assert "half" in bonsai.compare([run, small, "runs/a-16"]).read_text(encoding="utf-8")
+
+
+def test_a_model_leaves_and_comes(run: bonsai.Run, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = bonsai.export(run, out="elsewhere", quiet=True)
+    assert (folder / "config.json").is_file()
+    with pytest.raises(BonsaiError, match="q8_0 is no format of --to hf"):
+        bonsai.export("a", dtype="q8_0")
+    asked: list[list[str]] = []
+    monkeypatch.setattr("bonsaigpt.api.verbs.fetch_folder", lambda argv: (asked.append(argv), Path("runs/a"))[1])
+    fetched = bonsai.fetch("me/it", revision="main", out="elsewhere")  # whatever folder that is, it is opened
+    assert asked == [["me/it", "--revision=main", "--out=elsewhere"]]
+    assert fetched.loss("a red cat") == run.loss("a red cat")
+    differences = bonsai.parity(run, engine="torch", device="cpu", tokens=4, quiet=True)
+    assert differences
+    assert not any(difference.parts for difference in differences)
 
 
 def test_a_sweep_gives_its_points(tiny: dict[str, Any], workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +244,7 @@ def test_quiet_draws_nothing_on_any_stream(
 
 def test_arguments_become_words() -> None:
     assert flags(block_size=8, dry_run=True, quiet=False, name=None) == ["--block-size=8", "--dry-run"]
+    assert flags(freeze=["a", Path("b")], adapt=(), dropout=0.0) == ["--freeze=a", "--freeze=b", "--dropout=0.0"]
     asked = {"model.n_layer": 2, "train.tensorboard": False, "optim.lr": 1e-3, "a": None, "b": {"kind": "x"}}
     assert setting_flags(asked, steps=5) == [
         "--model.n_layer=2",
@@ -210,6 +254,54 @@ def test_arguments_become_words() -> None:
         '--b={"kind": "x"}',
         "--train.steps=5",
     ]
+
+
+class Caught(Exception):
+    """A verb has made its parser."""
+
+
+OWN = {"self", "settings", "quiet", "recipe", "source", "model", "run", "steps", "grid", "runs", "corpora"}
+"""Keywords that are no flags of their own, or are flags of every verb."""
+PLACED = {"engine", "device", "precision", "threads"}
+"""Flags that a run was loaded with."""
+MIRRORED: dict[str, tuple[Any, Any, set[str]]] = {
+    # the function, the verb, and those of its flags that have no place in a function
+    "train": (bonsaigpt.api.train, train.train_run, {"resume", "dry_run"}),
+    "sweep": (bonsai.sweep, sweep.sweep_runs, set()),
+    "prepare": (bonsai.prepare, prepare.prepare_corpora, set()),
+    "fetch": (bonsai.fetch, fetch.fetch_folder, set()),
+    "export": (bonsai.export, export.export_model, set()),
+    "parity": (bonsai.parity, parity.engines_apart, set()),
+    "compress": (bonsai.Run.compress, compress.compress_run, {"dry_run", "shapes"}),
+    "finetune": (bonsai.Run.finetune, finetune.finetune_run, set()),
+    "stretch": (bonsai.Run.stretch, stretch.stretch_run, set()),
+    "shrink": (bonsai.Run.shrink, shrink.shrink_run, set()),
+    "task": (bonsai.Run.task, task.task_result, {"json", *PLACED}),
+    "study kv": (bonsai.Run.study_kv, study_kv.measure, PLACED),
+    "study compress": (bonsai.Run.study_compress, study_compress.measure, set()),
+}
+
+
+@pytest.mark.parametrize("verb", MIRRORED)
+def test_keywords_are_the_flags_of_the_verb(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In step: a flag that is added to a verb has to be added to its function."""
+    function, words, left_out = MIRRORED[verb]
+    seen: list[Parser] = []
+
+    def caught(parser: Parser, argv: list[str]) -> None:
+        seen.append(parser)
+        raise Caught
+
+    monkeypatch.setattr(Parser, "parse", caught)
+    monkeypatch.setattr(Parser, "parse_known_args", caught)
+    with pytest.raises(Caught):
+        words(["x"])
+    dests = {action.dest for action in seen[0]._actions}
+    sections = {dest for dest in dests if any(other.startswith(f"{dest}.") for other in dests)} | {"seed", "about"}
+    known = {dest for dest in dests if "." not in dest} - sections - OWN - {"help"}
+    keywords = set(inspect.signature(function).parameters)
+    assert keywords - OWN == known - left_out
+    assert left_out <= known
 
 
 def test_rules_are_those_of_sampling() -> None:

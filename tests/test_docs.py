@@ -59,7 +59,7 @@ def test_nothing_comes_from_the_network(site: Path) -> None:
 
 def test_the_reference_has_what_programs_build_on(site: Path) -> None:
     page = (site / "reference.html").read_text(encoding="utf-8")
-    for name in ("bonsaigpt.api.verbs.train", "bonsaigpt.api.run.Run.sample", "bonsaigpt.errors.ConfigError"):
+    for name in ("bonsaigpt.api.verbs.train", "bonsaigpt.api.model.Model.sample", "bonsaigpt.errors.ConfigError"):
         assert f'id="{name}"' in page
 
 

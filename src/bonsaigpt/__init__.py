@@ -12,11 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bonsaigpt.api import Run, compare, load, prepare, sweep, train
+    from bonsaigpt.api import Run, compare, export, fetch, load, parity, prepare, sweep, train
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "compare", "load", "prepare", "sweep", "train"]
+__all__ = ["Run", "compare", "export", "fetch", "load", "parity", "prepare", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,21 @@ Settings have the names of their flags: ``settings={"model.n_layer": 4, "optim.l
 ``bonsaigpt.errors``. Functions that take long show what the verbs show; ``quiet=True`` shows nothing.
 """
 
-from bonsaigpt.api.run import Rules, Run
-from bonsaigpt.api.verbs import compare, load, prepare, sweep, train
+from bonsaigpt.api.model import Rules
+from bonsaigpt.api.run import Run
+from bonsaigpt.api.verbs import compare, export, fetch, load, parity, prepare, sweep, train
 from bonsaigpt.api.words import Settings
 
-__all__ = ["Rules", "Run", "Settings", "compare", "load", "prepare", "sweep", "train"]
+__all__ = [
+    "Rules",
+    "Run",
+    "Settings",
+    "compare",
+    "export",
+    "fetch",
+    "load",
+    "parity",
+    "prepare",
+    "sweep",
+    "train",
+]

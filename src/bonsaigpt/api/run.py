@@ -1,214 +1,38 @@
-"""A model to be asked, and what can be made of it."""
+"""A model, and what can be made of it: by the parser of each verb, so that both ways know the same flags.
+
+The keywords of these functions are the flags of their verbs; a test holds them in step.
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypeVar
 
-from rich.console import Console
-
+from bonsaigpt.api.model import Model
 from bonsaigpt.api.words import Settings, commas, flags, leave_if_stopped, setting_flags, shown
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli import study_compress, study_kv
-from bonsaigpt.cli.common import Opened, home, open_model, progress_bar
+from bonsaigpt.cli.common import home
 from bonsaigpt.cli.compress import compress_run
-from bonsaigpt.cli.eval import memory_of, score_through, source_of, window_source
 from bonsaigpt.cli.finetune import finetune_run
 from bonsaigpt.cli.shrink import shrink_run
 from bonsaigpt.cli.stretch import stretch_run
+from bonsaigpt.cli.task import task_result
 from bonsaigpt.cli.train import train_run
-from bonsaigpt.config import ModelConfig
-from bonsaigpt.engines import Engine
-from bonsaigpt.errors import CheckpointError, GenerateError, did_you_mean
-from bonsaigpt.generate import Completion, Request, Session
-from bonsaigpt.kv import read_policy
-from bonsaigpt.measure import Evaluation, evaluate
-from bonsaigpt.measure.kv import KVScore
-from bonsaigpt.measure.kv_answers import KVAnswers
+from bonsaigpt.measure.tasks import TaskResult
 from bonsaigpt.report import write_report
-from bonsaigpt.report.history import History, read_history
-from bonsaigpt.sampling import Pattern, Sampling
-from bonsaigpt.spec import parameter_count
 from bonsaigpt.study.compress_page import CompressStudy
 from bonsaigpt.study.kv_answers import KVAnswersStudy
 from bonsaigpt.study.kv_page import KVStudy
 
-__all__ = ["Rules", "Run", "train_words"]
+__all__ = ["Run", "train_words"]
 
-_ROWS = 16
-"""Texts that are made at once; more wait for a row."""
-
-
-class Rules(TypedDict, total=False):
-    """The rules of sampling, as ``bonsaigpt.sampling.Sampling`` has them; temperature is 0.8 where it is not given."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    logit_bias: Mapping[int, float]
+T = TypeVar("T")
 
 
-class Run:
-    """A trained model: what `train` made, or `load` opened. Weights are read when they are first needed."""
-
-    def __init__(
-        self,
-        address: str | Path,
-        *,
-        corpora: Path | str | None = None,
-        engine: Literal["torch", "jax"] = "torch",
-        device: str = "auto",
-        precision: str | None = None,
-        threads: int = 0,
-    ) -> None:
-        self.address = str(address)
-        self._corpora = corpora
-        self._placement = argparse.Namespace(engine=engine, device=device, precision=precision, threads=threads)
-
-    def __repr__(self) -> str:
-        return f"<Run {self.opened.label}: {parameter_count(self.config):,} parameters>"
-
-    @cached_property
-    def opened(self) -> Opened:
-        """The checkpoint: configuration, weights as arrays by name, tokenizer."""
-        return open_model(self.address)
-
-    @property
-    def config(self) -> ModelConfig:
-        """Of the model; ``directory.config`` has the training's as well."""
-        return self.opened.config
-
-    @property
-    def directory(self) -> RunDirectory:
-        """The run on the disk.
-
-        Raises:
-            CheckpointError: it is no run, but the model of another library.
-        """
-        run = self.opened.run
-        if run is None:
-            raise CheckpointError(f"{self.address} is no run of ours: train one from it with init={self.address!r}")
-        return run
-
-    @property
-    def history(self) -> History:
-        """What the training wrote down: losses, rates, samples, health."""
-        return read_history(self.directory)
-
-    # ------------------------------------------------------------------ asking the model
-
-    @cached_property
-    def _placed(self) -> tuple[Engine, Any]:
-        return self.opened.on(self._placement)
-
-    def sample(
-        self,
-        prompt: str = "\n",
-        *,
-        tokens: int = 300,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        kv: str | None = None,
-        weights: Literal["fp32", "int8"] = "fp32",
-        **rules: Unpack[Rules],
-    ) -> str:
-        """The prompt and how the model goes on: what `bonsai sample` prints.
-
-        Args:
-            tokens: new ones at most.
-            seed: the same seed gives the same text.
-            stop: end where one of these would begin.
-            kv: what the cache keeps, e.g. ``"sinks(4)+window(60), int4"``.
-            weights: how the decoder holds them.
-        """
-        [done] = self.complete(prompt, tokens=tokens, seed=seed, stop=stop, kv=kv, weights=weights, **rules)
-        return prompt + done.text
-
-    def complete(
-        self,
-        prompt: str,
-        *,
-        n: int = 1,
-        tokens: int = 300,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        stop_tokens: Sequence[int] = (),
-        logprobs: int | None = None,
-        pattern: Pattern | None = None,
-        kv: str | None = None,
-        weights: Literal["fp32", "int8"] = "fp32",
-        **rules: Unpack[Rules],
-    ) -> list[Completion]:
-        """``n`` continuations without the prompt, with their tokens and why they ended; see ``sample``.
-
-        Args:
-            stop_tokens: end before one of these ids.
-            logprobs: report each token's log-probability, in nats, and those of so many likeliest ones.
-            pattern: what the text must match, from ``bonsaigpt.sampling``.
-        """
-        if n < 1:
-            raise GenerateError(f"n = {n} cannot be: ask for 1 or more")
-        for name in rules:
-            if name not in Rules.__annotations__:
-                raise GenerateError(f"there is no rule '{name}'.{did_you_mean(name, Rules.__annotations__)}")
-        sampling = Sampling(**{"temperature": 0.8, **rules}, seed=seed)
-        request = Request(
-            prompt=self.opened.tokenizer.encode(prompt).tolist(),
-            max_tokens=tokens,
-            sampling=sampling,
-            stop=stop,
-            stop_tokens=stop_tokens,
-            logprobs=logprobs,
-            pattern=pattern,
-        )
-        engine, model = self._placed
-        policy = read_policy(kv) if kv is not None else None
-        decoder = engine.decoder(model, rows=min(n, _ROWS), weights=weights, tokens=tokens * n, kv=policy)
-        requests = [replace(request, sampling=replace(sampling, row=row)) for row in range(n)]
-        return Session(decoder, self.opened.tokenizer).run(requests)
-
-    @overload
-    def eval(self, *, text: Path | str | None = None, kv: None = None, memory: int | None = None) -> Evaluation: ...
-    @overload
-    def eval(self, *, text: Path | str | None = None, kv: str) -> KVScore | KVAnswers: ...
-    def eval(
-        self, *, text: Path | str | None = None, kv: str | None = None, memory: int | None = None
-    ) -> Evaluation | KVScore | KVAnswers:
-        """Loss, perplexity and bits per byte over the whole validation split: `bonsai eval`.
-
-        Args:
-            text: a file to score instead.
-            kv: read through this cache policy; gives what it costs and what it holds.
-            memory: tokens that are remembered from window to window (default: as the run was trained).
-        """
-        corpora = home("corpora", self._corpora)
-        source = source_of(self.opened, None if text is None else Path(text), corpora)
-        engine, model = self._placed
-        with progress_bar(Console(stderr=True)) as advance:
-            if kv is not None:
-                return score_through(engine, model, self.config, read_policy(kv), source, advance=advance)
-            remembered = self.config, memory_of(self.opened, memory)
-            return evaluate(engine, model, source, advance=advance, memory=remembered)
-
-    def loss(self, text: str) -> float:
-        """Mean loss on a text, in nats a token.
-
-        Raises:
-            DataError: the text has not two tokens.
-        """
-        engine, model = self._placed
-        return evaluate(engine, model, window_source(self.opened, text, origin="the text")).loss
-
-    # ------------------------------------------------------------------ making another run of it
+class Run(Model):
+    """A trained model: what `train` made, or `load` opened."""
 
     def resume(self, steps: int | None = None, *, settings: Settings | None = None, quiet: bool = False) -> Run:
         """Go on training, to ``steps`` in all: `bonsai train RUN --resume`."""
@@ -219,10 +43,17 @@ class Run:
         self,
         target_params: float | None = None,
         *,
+        target_bytes: int | None = None,
         max_loss: float | None = None,
         structure: Sequence[str] | str | None = None,
+        allocate: Literal["even", "measured"] | None = None,
         layers: Sequence[str] | str | None = None,
-        heal: int = 0,
+        init: Literal["activations", "distilled", "weight", "pruned", "random"] | None = None,
+        plan: Path | str | None = None,
+        max_block_loss: float | None = None,
+        experts: int | None = None,
+        active: int | None = None,
+        heal: int | None = None,
         distill: bool = False,
         calibrate: int | None = None,
         name: str | None = None,
@@ -234,54 +65,68 @@ class Run:
         Args:
             target_params: values to keep: below 1 a share of those in ``layers``, from 1 on a count for the whole
                 model.
-            max_loss: instead of it, how much validation loss may be added before healing, in nats.
+            target_bytes: instead of it, bytes of the whole model in float32.
+            max_loss: instead of both, how much validation loss may be added before healing, in nats.
             structure: what weights may become, e.g. ``["kronecker", "lowrank"]``.
+            allocate: the same share of every weight, or by what each was measured to cost.
             layers: globs of the weights (default: the MLPs').
+            init: where factors come from.
+            plan: a file with a plan to carry out, or to write the one that is made.
+            max_block_loss: what a block may add, in nats.
+            experts: experts that every compressed MLP becomes.
+            active: experts that a token goes through.
             heal: steps of training afterwards.
             distill: heal with this run as the teacher.
             calibrate: tokens of training text to fit activations on.
         """
-        words = flags(
-            target_params=target_params,
-            max_loss=max_loss,
-            structure=commas(structure),
-            layers=commas(layers),
-            heal=heal or None,
-            distill=distill,
-            calibrate=calibrate,
-            **self._place(name),
-        )
-        return self._made(compress_run, [*words, *setting_flags(settings)], quiet)
+        return self._made(compress_run, locals(), joined=("structure", "layers"))
 
     def finetune(
         self,
-        data: Path | str,
+        data: Path | str | None = None,
         *,
         val: Path | str | None = None,
         template: str | None = None,
         label_tokens: bool = False,
+        balance: bool = False,
+        prompts: bool = False,
+        no_pack: bool = False,
+        beta: float | None = None,
+        reward: bool = False,
+        samples: int | None = None,
         epochs: float | None = None,
         freeze: Sequence[str] = (),
+        layer_decay: float | None = None,
+        adapter: Literal["lora", "dora", "lokr"] | None = None,
+        rank: int | None = None,
+        adapt: Sequence[str] = (),
+        dropout: float | None = None,
         name: str | None = None,
         settings: Settings | None = None,
         quiet: bool = False,
     ) -> Run:
-        """This model trained on with examples of a task: `bonsai finetune`.
+        """This model trained on with examples of a task, pairs of answers, or rewards: `bonsai finetune`.
 
         Args:
-            data: a file of JSON lines.
+            data: a file of JSON lines; none with ``reward``.
             val: another to validate on (default: a tenth of ``data``).
             template: how their fields make an example, e.g. ``"{text}{intent}"``.
             label_tokens: each different answer becomes one new token.
+            balance: show every answer equally often.
+            prompts: count prompts in the loss as well.
+            no_pack: each example has a row of its own.
+            beta: with pairs, how closely the model is held to what it was.
+            reward: reward the model's own answers to the toy that it was trained on.
+            samples: answers to each problem, with ``reward``.
             epochs: how often to see every example.
             freeze: globs of weights that stay as they are.
+            layer_decay: factor on the learning rate for each block further from the end.
+            adapter: train small changes beside frozen weights, of this kind.
+            rank: of adapters.
+            adapt: globs of the weights that get one (default: those of the blocks).
+            dropout: another rate.
         """
-        place = {"name": name, "runs": home("runs"), "corpora": self._corpora}
-        if self.opened.run is not None:
-            place = self._place(name)
-        words = flags(data=data, val=val, template=template, label_tokens=label_tokens, epochs=epochs, **place)
-        words += [f"--freeze={glob}" for glob in freeze]
-        return self._made(finetune_run, [*words, *setting_flags(settings)], quiet)
+        return self._made(finetune_run, locals())
 
     def stretch(
         self,
@@ -300,8 +145,7 @@ class Run:
             rope: how rotary positions are scaled.
             steps: at that context.
         """
-        words = flags(block_size=block_size, rope=rope, steps=steps, **self._place(name))
-        return self._made(stretch_run, [*words, *setting_flags(settings)], quiet)
+        return self._made(stretch_run, locals())
 
     def shrink(
         self,
@@ -322,30 +166,53 @@ class Run:
             kv: what the cache will keep, e.g. ``"window(32), int4"``.
             steps: that mend it.
         """
-        words = flags(n_kv_head=n_kv_head, share_kv=share_kv, kv=kv, steps=steps, **self._place(name))
-        return self._made(shrink_run, [*words, *setting_flags(settings)], quiet)
+        return self._made(shrink_run, locals())
 
-    # ------------------------------------------------------------------ studies and pages
+    # ------------------------------------------------------------------ tasks, studies and pages
+
+    def task(
+        self,
+        data: Path | str,
+        *,
+        metric: str | None = None,
+        labels: Path | str | None = None,
+        template: str | None = None,
+        tokens: int | None = None,
+        limit: int | None = None,
+        out: Path | str | None = None,
+        quiet: bool = False,
+    ) -> TaskResult:
+        """What it answers to examples and how good that is, with a page of mistakes: `bonsai task`.
+
+        Args:
+            data: a file of JSON lines, as for ``finetune``.
+            metric: ``accuracy``, ``exact``, ``f1``, ``rouge`` or a script.
+            labels: choose between the answers of this file.
+            template: how fields make an example (default: as the run was trained).
+            tokens: of an answer at most.
+            limit: the first examples alone.
+            out: folder of the page (default: inside the run).
+        """
+        return self._told(task_result, locals() | vars(self._placement))
 
     def study_kv(
         self,
-        policies: Sequence[str] = (),
+        policy: Sequence[str] = (),
         *,
+        text: Path | str | None = None,
+        variant: Sequence[str | Path] = (),
         max_bits: float | None = None,
         max_loss: float | None = None,
         length: int | None = None,
         rows: int | None = None,
         chunk: int | None = None,
-        variants: Sequence[str | Path] = (),
         fast: bool = False,
+        out: Path | str | None = None,
         quiet: bool = False,
     ) -> KVStudy | KVAnswersStudy:
         """What the cache costs, in bits and loss, or of a task in answers, through many policies: `bonsai study kv`,
         whose flags these are."""
-        limits = flags(max_bits=max_bits, max_loss=max_loss, length=length, rows=rows, chunk=chunk, fast=fast)
-        chosen = [f"--policy={policy}" for policy in policies] + [f"--variant={run}" for run in variants]
-        with shown(quiet):
-            return study_kv.measure([self.address, *chosen, *limits, *flags(corpora=self._corpora)])
+        return self._told(study_kv.measure, locals() | vars(self._placement))
 
     def study_compress(
         self,
@@ -355,33 +222,44 @@ class Run:
         heal: Sequence[int] | None = None,
         seeds: int | None = None,
         plain: bool = False,
+        layers: Sequence[str] | str | None = None,
         calibrate: int | None = None,
+        seconds: float | None = None,
+        out: Path | str | None = None,
         quiet: bool = False,
     ) -> CompressStudy:
         """Which structure the run should be stored in: `bonsai study compress`, whose flags these are."""
-        words = flags(
-            structure=commas(structure),
-            share=commas(share),
-            heal=commas(heal),
-            seeds=seeds,
-            plain=plain,
-            calibrate=calibrate,
-            corpora=self._corpora,
-        )
-        with shown(quiet):
-            return study_compress.measure([self.address, *words])
+        return self._told(study_compress.measure, locals(), joined=("structure", "share", "heal", "layers"))
 
     def report(self) -> Path:
         """Write the run's report.html again: `bonsai report`."""
         return write_report(self.directory)
 
-    def _place(self, name: str | None) -> dict[str, Any]:
-        return {"name": name, "runs": self.directory.path.parent, "corpora": self._corpora}
+    def _told(
+        self, verb: Callable[[list[str]], T], given: Mapping[str, Any], *, joined: Sequence[str] = (), **folders: Any
+    ) -> T:
+        """What a verb gives for this model and the arguments of one of the functions above.
 
-    def _made(self, verb: Callable[[list[str]], tuple[RunDirectory | None, int]], words: list[str], quiet: bool) -> Run:
-        """The run that a verb makes of this one, opened as this one is."""
-        with shown(quiet):
-            made, code = verb([self.address, *words])
+        Args:
+            given: the function's ``locals()``.
+            joined: several values of these become one word, with commas between.
+        """
+        asked = {name: value for name, value in given.items() if name not in ("self", "settings", "quiet")}
+        asked |= {name: commas(asked[name]) for name in joined}
+        words = [*flags(**asked, corpora=self._corpora, **folders), *setting_flags(given.get("settings"))]
+        with shown(given["quiet"]):
+            return verb([self.address, *words])
+
+    def _made(
+        self,
+        verb: Callable[[list[str]], tuple[RunDirectory | None, int]],
+        given: Mapping[str, Any],
+        *,
+        joined: Sequence[str] = (),
+    ) -> Run:
+        """The run that a verb makes of this one, beside it, opened as this one is."""
+        run = self.opened.run
+        made, code = self._told(verb, given, joined=joined, runs=home("runs") if run is None else run.path.parent)
         assert made is not None  # only a dry run makes none
         leave_if_stopped(code, _goes_on(made))
         return Run(made.path, corpora=self._corpora, **vars(self._placement))

@@ -10,14 +10,18 @@ from bonsaigpt.api.run import Run, train_words
 from bonsaigpt.api.words import Settings, flags, leave_if_stopped, setting_flags, shown, word
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.cli.common import home, run_folder
+from bonsaigpt.cli.export import export_model
+from bonsaigpt.cli.fetch import fetch_folder
+from bonsaigpt.cli.parity import engines_apart
 from bonsaigpt.cli.prepare import prepare_corpora
 from bonsaigpt.cli.sweep import sweep_runs
 from bonsaigpt.data.shards import Corpus
+from bonsaigpt.measure.parity import Difference
 from bonsaigpt.report import write_comparison
 from bonsaigpt.study.plan import axis_word
 from bonsaigpt.study.results import Summary
 
-__all__ = ["compare", "load", "prepare", "sweep", "train"]
+__all__ = ["compare", "export", "fetch", "load", "parity", "prepare", "sweep", "train"]
 
 
 def train(
@@ -27,6 +31,7 @@ def train(
     name: str | None = None,
     init: str | Path | Run | None = None,
     auto_resume: bool = False,
+    engine: Literal["torch", "jax"] | None = None,
     runs: Path | str | None = None,
     corpora: Path | str | None = None,
     settings: Settings | None = None,
@@ -40,6 +45,7 @@ def train(
         name: of the run (default: the recipe's).
         init: begin with the weights of another run.
         auto_resume: go on with the run of that name if there is one, and leave a finished one as it is.
+        engine: what computes, short for the setting ``train.engine``.
         runs: folder of the runs (default: ``$BONSAI_RUNS`` or ``runs``).
         corpora: folder of token shards (default: ``$BONSAI_CORPORA`` or ``corpora``).
 
@@ -49,8 +55,8 @@ def train(
         DataError: the text is missing or too short.
         KeyboardInterrupt: Ctrl-C; the run is saved, and ``auto_resume`` or its ``resume()`` goes on with it.
     """
-    start = init.address if isinstance(init, Run) else init
-    words = flags(name=name, init=start, auto_resume=auto_resume, runs=runs, corpora=corpora)
+    start = None if init is None else _address(init)
+    words = flags(name=name, init=start, auto_resume=auto_resume, engine=engine, runs=runs, corpora=corpora)
     return train_words([str(recipe), *words, *setting_flags(settings, steps)], corpora, quiet)
 
 
@@ -112,6 +118,9 @@ def sweep(
     *,
     seeds: int = 1,
     jobs: int = 1,
+    retry: bool = False,
+    executor: Literal["pool", "slurm", "local-submitit"] | None = None,
+    submitit: Mapping[str, Any] | None = None,
     name: str | None = None,
     runs: Path | str | None = None,
     corpora: Path | str | None = None,
@@ -124,19 +133,88 @@ def sweep(
         grid: values by the name of a setting; the first point is what the others are compared with.
         seeds: repetitions of each point.
         jobs: runs at once.
+        retry: try again what has failed in an earlier call.
+        executor: processes here, or jobs of a cluster.
+        submitit: options of submitit's, e.g. ``{"timeout_min": 60}``.
 
     Returns:
         The points, with means and intervals over seeds, in nats.
     """
     axes = [f"--grid={axis}={','.join(axis_word(word(v)) for v in values)}" for axis, values in (grid or {}).items()]
-    words = flags(seeds=seeds, jobs=jobs, name=name, runs=runs, corpora=corpora)
+    options = [f"{key}={value}" for key, value in (submitit or {}).items()]
+    words = flags(seeds=seeds, jobs=jobs, retry=retry, executor=executor, submitit=options, name=name)
+    words += flags(runs=runs, corpora=corpora)
     with shown(quiet):
         summaries, code = sweep_runs([str(recipe), *axes, *words, *setting_flags(settings)])
     leave_if_stopped(code, "all is saved: the same call goes on")
     return summaries
 
 
+def fetch(name: str, *, revision: str | None = None, out: Path | str | None = None, quiet: bool = False) -> Run:
+    """A model of the Hugging Face hub, fetched into a folder and opened: `bonsai fetch`, which alone fetches models.
+
+    Args:
+        name: OWNER/NAME.
+        revision: branch, tag or commit (default: the newest commit).
+        out: the folder (default: ``models/NAME``).
+    """
+    with shown(quiet):
+        return load(fetch_folder([name, *flags(revision=revision, out=out)]))
+
+
+def export(
+    model: Run | str | Path,
+    *,
+    to: Literal["hf", "gguf", "torch", "onnx"] = "hf",
+    out: Path | str | None = None,
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"] = "fp32",
+    factored: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Write a model for other programs: `bonsai export`.
+
+    Args:
+        model: a run, or an address as `load` takes it.
+        to: the format: a folder for transformers, a file for llama.cpp, a graph for torch or ONNX Runtime.
+        out: where to (default: inside the run).
+        dtype: of the weights.
+        factored: leave factored weights as they are, in a graph.
+
+    Returns:
+        The file or folder.
+    """
+    with shown(quiet):
+        return export_model([_address(model), *flags(to=to, out=out, dtype=dtype, factored=factored)])
+
+
+def parity(
+    model: Run | str | Path,
+    *,
+    engine: str = "jax",
+    device: str = "auto",
+    tokens: int | None = None,
+    quiet: bool = False,
+) -> list[Difference]:
+    """One training step of a checkpoint in another engine and in PyTorch: `bonsai parity`.
+
+    Args:
+        model: a run, or an address as `load` takes it.
+        engine: what is held against PyTorch on the CPU.
+        device: that engine's.
+        tokens: of each of two random rows.
+
+    Returns:
+        Every tensor; ``parts`` says whether the engines part in it.
+    """
+    with shown(quiet):
+        return engines_apart([_address(model), *flags(engine=engine, device=device, tokens=tokens)])
+
+
 def compare(runs: Sequence[Run | str | Path], html: Path | str = "compare.html") -> Path:
     """A page that lays the curves of runs over each other: `bonsai compare`."""
     found = [run.directory if isinstance(run, Run) else RunDirectory.open(Path(run)) for run in runs]
     return write_comparison(found, Path(html))
+
+
+def _address(model: Run | str | Path) -> str:
+    return model.address if isinstance(model, Run) else str(model)

@@ -42,9 +42,17 @@ def leave_if_stopped(code: int, words: str) -> None:
 
 
 def flags(**values: Any) -> list[str]:
-    """``block_size=256`` as ``--block-size=256``; None and False are not given."""
-    given = {f"--{name.replace('_', '-')}": v for name, v in values.items() if v is not None and v is not False}
-    return [flag if value is True else f"{flag}={value}" for flag, value in given.items()]
+    """``block_size=256`` as ``--block-size=256``; None and False are not given, of several values each one is."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words += [f"{flag}={one}" for one in value]
+        elif value is not None and value is not False:
+            words.append(f"{flag}={value}")
+    return words
 
 
 def setting_flags(settings: Settings | None, steps: int | None = None) -> list[str]:

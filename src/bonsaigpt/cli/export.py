@@ -23,7 +23,7 @@ from bonsaigpt.report.history import read_history
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.units import count, size
 
-__all__ = ["run"]
+__all__ = ["export_model", "run"]
 
 _EXAMPLE = """  bonsai export runs/shakespeare-char --to hf
   bonsai export runs/first@last --dtype bf16 --out models/first
@@ -35,6 +35,12 @@ _DTYPES = ["fp32", "bf16", "fp16", "q8_0", "q4_0"]
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    export_model(argv)
+    return 0
+
+
+def export_model(argv: list[str]) -> Path:
+    """What the verb does; the file or folder that it wrote."""
     parser = Parser(
         "export",
         "Write a model for other programs: hf, a folder that transformers' AutoModelForCausalLM and AutoTokenizer load "
@@ -73,7 +79,7 @@ def run(argv: list[str]) -> int:
     files = target.iterdir() if target.is_dir() else [target]
     told = f"{target}: {words}, {size(sum(file.stat().st_size for file in files))}"
     Console().print(told, highlight=False, markup=False, soft_wrap=True)
-    return 0
+    return target
 
 
 def _to_folder(opened: Opened, arguments: argparse.Namespace) -> tuple[Path, str]:

@@ -11,7 +11,7 @@ from bonsaigpt.errors import ConfigError
 from bonsaigpt.interop.hub import fetch_model, is_hub_name
 from bonsaigpt.units import size
 
-__all__ = ["run"]
+__all__ = ["fetch_folder", "run"]
 
 _EXAMPLE = """  bonsai fetch openai-community/gpt2
   bonsai fetch HuggingFaceTB/SmolLM-135M --revision main --out models/smol
@@ -20,6 +20,12 @@ _EXAMPLE = """  bonsai fetch openai-community/gpt2
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    fetch_folder(argv)
+    return 0
+
+
+def fetch_folder(argv: list[str]) -> Path:
+    """What the verb does; the folder that the model is in."""
     parser = Parser(
         "fetch",
         "Fetch a model from the Hugging Face hub into a folder, which every verb then takes as a model: config.json, "
@@ -38,4 +44,4 @@ def run(argv: list[str]) -> int:
     held = size(sum(file.stat().st_size for file in folder.iterdir()))
     told = f"{folder}: {arguments.name} at commit {commit}, {held}"
     Console().print(told, highlight=False, markup=False, soft_wrap=True)
-    return 0
+    return folder

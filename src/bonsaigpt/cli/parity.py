@@ -12,7 +12,7 @@ from bonsaigpt.engines import load_engine
 from bonsaigpt.measure.parity import FACTOR, Difference, comparable, parity, probe
 from bonsaigpt.units import named
 
-__all__ = ["run"]
+__all__ = ["engines_apart", "run"]
 
 _EXAMPLE = """  bonsai parity runs/shakespeare-char
   bonsai parity runs/shakespeare-char@500 --tokens 256
@@ -30,6 +30,11 @@ _LEVELS = {
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    return 1 if any(difference.parts for difference in engines_apart(argv)) else 0
+
+
+def engines_apart(argv: list[str]) -> list[Difference]:
+    """What the verb does; how far each tensor is from PyTorch's, and whether that is too far."""
     parser = Parser(
         "parity",
         "Take one training step of a checkpoint in another engine and in PyTorch, both in fp32, and hold all that they "
@@ -68,11 +73,10 @@ def run(argv: list[str]) -> int:
     parted = [difference for difference in found if difference.parts]
     if not parted:
         print(f"{opened.label}: the engines agree, as well as fp32 can")
-        return 0
-    print(
-        f"{opened.label}: the engines part in {named(len(parted), 'tensor')}, first in {parted[0].level}, {parted[0]}"
-    )
-    return 1
+    else:
+        first = parted[0]
+        print(f"{opened.label}: the engines part in {named(len(parted), 'tensor')}, first in {first.level}, {first}")
+    return found
 
 
 def _by_level(found: Sequence[Difference]) -> list[list[Difference]]:

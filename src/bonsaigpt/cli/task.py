@@ -15,7 +15,7 @@ from bonsaigpt.errors import ConfigError
 from bonsaigpt.measure.metrics import metric_named
 from bonsaigpt.measure.tasks import TaskResult, choose, graded, write
 
-__all__ = ["run"]
+__all__ = ["run", "task_result"]
 
 _EXAMPLE = """  bonsai task runs/intents --data test.jsonl --metric accuracy
   bonsai task runs/assistant --data questions.jsonl --template "{question} {answer}" --metric f1 --tokens 40
@@ -24,6 +24,12 @@ _EXAMPLE = """  bonsai task runs/intents --data test.jsonl --metric accuracy
 
 def run(argv: list[str]) -> int:
     """The verb."""
+    task_result(argv)
+    return 0
+
+
+def task_result(argv: list[str]) -> TaskResult:
+    """What the verb does; the answers and their scores."""
     arguments = _parser().parse(argv)
     metric = metric_named(arguments.metric)
     opened = open_model(arguments.model, runs=arguments.runs)
@@ -63,7 +69,7 @@ def run(argv: list[str]) -> int:
         command = shlex.join(["bonsai", "task", *argv])
         page = write_task(result, folder, label=opened.label, data=arguments.data, command=command)
         tell(f"report: {page}")
-    return 0
+    return result
 
 
 def _parser() -> Parser:
