@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import io
 import json
 import re
 import shlex
@@ -18,19 +17,10 @@ import pytest
 
 from bonsaigpt import api
 from bonsaigpt.cli import VERBS, main
-from bonsaigpt.serve.server import make_server
-from bonsaigpt.study.pool import Work
 from tests.data.dumps import Page, dump
+from tests.handbook import ROOT, commands, executes, furnish, possible, quick
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def commands(page: str) -> list[list[str]]:
-    """The `bonsai` commands of the page's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("bonsai ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 def programs(page: str) -> list[str]:
@@ -38,72 +28,14 @@ def programs(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
-def possible(found: list[list[str]]) -> list[list[str]]:
-    """Without the commands that need an extra which is not installed."""
-    extra = find_spec("llguidance") is not None
-    return [c for c in found if extra or not {"--pattern", "--json-schema"} & set(c)]
-
-
-def quick(command: list[str]) -> list[str]:
-    """The same command for the impatient: a few steps of a tiny model, every flag of the page still parsed."""
-    if command[:2] == ["study", "compress"]:
-        return [*command, "--heal", "0,1", "--seeds", "1", "--calibrate", "400", "--seconds", "0.01"]
-    if command[0] in ("train", "sweep", "study") and "--resume" not in command:
-        sizes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "train.steps": 4, "train.eval_interval": 2}
-        few = [] if command[0] == "train" else ["--seeds", "1", "--train.sample_tokens", "0"]
-        return [*command, *few, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
-    if command[0] == "compress":
-        return [*command, "--calibrate", "400", *([] if "--dry-run" in command else ["--train.steps", "4"])]
-    if command[0] == "profile":
-        return [*command, "--steps", "1", "--warmup", "1"]
-    if command[0] == "bench":
-        return [*command, "--seconds", "0.01", "--tokens", "2"]
-    if command[0] in ("serve", "watch"):
-        return [*command, "--port", "0"]
-    if command[0] == "sample":
-        return [*command, "--tokens", "5"]
-    return command
-
-
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the README takes for granted: the user's texts and a small library."""
-    (tmp_path / "my-texts").mkdir()
-    for i in range(4):
-        (tmp_path / "my-texts" / f"{i}.txt").write_text(f"Chapter {i}. " + "A bonsai is pruned, not hurried. " * 300)
-    library = tmp_path / "library"
-    library.mkdir()
-    for i in range(25):
-        (library / f"m{i}.py").write_text(f"def function_{i}(x):\n    return x + {i}\n" * 40)
-    monkeypatch.setattr("sysconfig.get_paths", lambda *_: {"stdlib": str(library)})
-    monkeypatch.setattr("bonsaigpt.cli.sweeping.ProcessPool", InThisProcess)
-    monkeypatch.setattr("bonsaigpt.serve.server.make_server", leaving)
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))  # of `bonsai chat`: nobody says anything
-    monkeypatch.chdir(tmp_path)
+    """A folder with what the README takes for granted."""
+    furnish(tmp_path, monkeypatch)
     return tmp_path
 
 
-def leaving(*arguments: Any, **options: Any) -> Any:
-    """A server that starts, and ends at once."""
-    server = make_server(*arguments, **options)
-    server.should_exit = True
-    return server
-
-
-class InThisProcess:
-    """Runs of a sweep without the seconds that a process of its own takes to import torch."""
-
-    def start(self, work: Work) -> InThisProcess:
-        self.code = work()
-        return self
-
-    def poll(self) -> int:
-        return self.code
-
-    def stop(self) -> None: ...
-    def kill(self) -> None: ...
-
-
+@executes("README.md")
 def test_the_readmes_commands_run_in_order(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(found) >= 12
@@ -143,6 +75,7 @@ def test_the_programs_run(page: str, workshop: Path, monkeypatch: pytest.MonkeyP
     assert names["run"].history.finished
 
 
+@executes("studies.md")
 def test_the_commands_of_sweeps_and_studies_run(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +93,7 @@ def test_the_commands_of_sweeps_and_studies_run(
         assert (workshop / "runs" / written).is_file()
 
 
+@executes("data.md")
 def test_the_commands_of_data_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
     assert {c[0] for c in found} == {"prepare", "train", "data"}
@@ -169,6 +103,7 @@ def test_the_commands_of_data_run(workshop: Path, capsys: pytest.CaptureFixture[
     assert list((workshop / "corpora").glob("*/stats.png"))
 
 
+@executes("dryrun.md")
 def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / "dryrun.md").read_text(encoding="utf-8"))
     assert len(found) == 2
@@ -178,6 +113,7 @@ def test_the_commands_before_the_run_run(workshop: Path, capsys: pytest.CaptureF
     assert not (workshop / "runs").exists()
 
 
+@executes("health.md")
 def test_the_commands_of_health_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / "health.md").read_text(encoding="utf-8"))
     assert [c[0] for c in found] == ["train", "report", "train"]
@@ -188,6 +124,7 @@ def test_the_commands_of_health_run(workshop: Path, capsys: pytest.CaptureFixtur
     assert "<h2>Health</h2>" not in (workshop / "runs" / "unwatched" / "report.html").read_text(encoding="utf-8")
 
 
+@executes("decoding.md")
 def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = shlex.split("train my-text --data.path my-texts --name mine")
     found = commands((ROOT / "docs" / "decoding.md").read_text(encoding="utf-8"))
@@ -197,6 +134,7 @@ def test_the_commands_of_decoding_run(workshop: Path, capsys: pytest.CaptureFixt
     assert "int8 weights: " in capsys.readouterr().out
 
 
+@executes("context.md")
 def test_the_commands_of_context_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / "context.md").read_text(encoding="utf-8"))
     verbs = ["study", "study", "train", "stretch", "eval", "stretch", "train", "eval", "eval", "eval", "data"]
@@ -214,6 +152,7 @@ def test_the_commands_of_context_run(workshop: Path, capsys: pytest.CaptureFixtu
     assert (workshop / "runs" / "short" / "studies" / "context.csv").is_file()
 
 
+@executes("kronecker.md")
 def test_the_commands_of_compression_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = shlex.split("train my-text --data.path my-texts --name mine")
     found = commands((ROOT / "docs" / "kronecker.md").read_text(encoding="utf-8"))
@@ -225,6 +164,7 @@ def test_the_commands_of_compression_run(workshop: Path, capsys: pytest.CaptureF
     assert (workshop / "runs" / "mine" / "studies" / "compress.csv").is_file()
 
 
+@executes("kv.md")
 def test_the_commands_of_the_cache_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = "--model.position.kind rope --model.block_size 16 --model.n_layer 1 --model.n_head 2 --model.n_embd 16"
     assert main(quick(shlex.split(f"train my-text --data.path my-texts --name mine {model}"))[:-4]) == 0
@@ -242,6 +182,7 @@ def test_the_commands_of_the_cache_run(workshop: Path, capsys: pytest.CaptureFix
     assert (workshop / "runs" / "mine" / "studies" / "kv.csv").is_file()
 
 
+@executes("tokenizers.md")
 def test_the_commands_of_tokenizers_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8"))
     assert len(found) == 4
@@ -250,6 +191,7 @@ def test_the_commands_of_tokenizers_run(workshop: Path, capsys: pytest.CaptureFi
     assert (workshop / "runs" / "pieces" / "report.html").is_file()
 
 
+@executes("corpora.md")
 def test_the_commands_of_the_sources_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "corpora.md").read_text(encoding="utf-8")
     [recipe] = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
@@ -276,6 +218,7 @@ def test_the_commands_of_the_sources_run(workshop: Path, capsys: pytest.CaptureF
             assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
 
 
+@executes("watch.md")
 def test_the_commands_of_watching_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workshop / "runs" / "my-text-sweep").mkdir(parents=True)
     for command in commands((ROOT / "docs" / "watch.md").read_text(encoding="utf-8")):
@@ -283,6 +226,7 @@ def test_the_commands_of_watching_run(workshop: Path, capsys: pytest.CaptureFixt
     assert "watching runs at" in capsys.readouterr().err
 
 
+@executes("serving.md")
 def test_the_commands_of_serving_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, kind in (("mine", "chars"), ("mine-bytes", "bytes")):
         train = f"train my-text --data.path my-texts --name {name} --data.tokenizer.kind {kind}"
@@ -295,6 +239,7 @@ def test_the_commands_of_serving_run(workshop: Path, capsys: pytest.CaptureFixtu
         assert "open http://127.0.0.1:" in capsys.readouterr().err
 
 
+@executes("reading.md", "toys.md")
 @pytest.mark.parametrize("page", ["reading.md", "toys.md"])
 def test_the_commands_of_reading_and_toys_run(page: str, workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands((ROOT / "docs" / page).read_text(encoding="utf-8"))
@@ -305,6 +250,7 @@ def test_the_commands_of_reading_and_toys_run(page: str, workshop: Path, capsys:
         assert main([*quick(command), *small]) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
 
 
+@executes("sampling.md", "generation.md")
 def test_the_commands_of_sampling_and_generation_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [("mine", 2, "chars"), ("small", 1, "chars"), ("mine-bytes", 1, "bytes")]
     for name, layers, kind in sizes:
@@ -317,6 +263,7 @@ def test_the_commands_of_sampling_and_generation_run(workshop: Path, capsys: pyt
         assert main(quick(command)) == 0, f"bonsai {shlex.join(command)}\n{capsys.readouterr().err}"
 
 
+@executes("start.md", "coins.md", "sorting.md", "shrinking.md")
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["start", "coins", "sorting", "shrinking"])
 def test_the_commands_of_the_worked_paths_run(
