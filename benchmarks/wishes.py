@@ -2,9 +2,9 @@
 
 The reward: a model that sorts digits, stopped early, goes on with its own answers alone. The preference: a model has
 learned from examples to write four digits in rising or in falling order, each half of the time; pairs ask for the
-rising one. Both are counted on problems that were never trained on: answers exactly right, written greedily, and for
-pairs the margin, by how many nats the chosen answer is likelier than the rejected one. Every run is a run of `bonsai`
-in the folder WORK, where a ledger remembers what was measured.
+rising one. Both are counted on problems that were neither trained on nor used to choose the checkpoint: answers exactly
+right, written greedily, and for pairs by how many nats the chosen answer is likelier than the rejected one, and how
+likely it is. Every run is a run of `bonsai` in the folder WORK, where a ledger remembers what was measured.
 """
 
 from __future__ import annotations
@@ -70,53 +70,60 @@ def pairs(work: Path, seed: int, epochs: int) -> dict[str, float]:
     """Rising digits written exactly, in %, and the margin in nats, before and after."""
     random = np.random.default_rng(seed)
     lists = ["".join(map(str, digits)) for digits in random.permutation(10_000)[:, None] // [1000, 100, 10, 1] % 10]
-    files = {name: work / f"{name}-{seed}.jsonl" for name in ("examples", "train", "test")}
+    files = {name: work / f"{name}-{seed}.jsonl" for name in ("examples", "train", "val", "test")}
     both = [(digits, "".join(sorted(digits)), "".join(sorted(digits, reverse=True))) for digits in lists]
     either = [
         {"prompt": f"{given}=", "completion": (up, down)[int(random.integers(2))]} for given, up, down in both[:8000]
     ]
-    asked = [{"prompt": f"{given}=", "chosen": up, "rejected": down} for given, up, down in both]
+    asked = [{"prompt": f"{given}=", "chosen": up, "rejected": down} for given, up, down in both[8000:]]
     _write(files["examples"], either)
-    _write(files["train"], asked[8000:9000])
-    _write(files["test"], asked[9000:])
+    for name, part in (("train", asked[:1000]), ("val", asked[1000:1200]), ("test", asked[1200:])):
+        _write(files[name], part)
     base, after = f"either-{seed}", f"preferring-{seed}"
     data = ["--data.kind", "examples", "--data.path", files["examples"], "--data.pack", "false"]
     shape = ["--model.preset", "gpt-nano", "--model.block_size", 12, "--train.batch_size", 128, "--optim.lr", 5e-3]
     run(work, ["train", "sort", *data, *shape, "--train.steps", 400, "--seed", seed, "--name", base])
-    tuning = ["--data", files["train"], "--val", files["test"], "--epochs", epochs, "--train.batch_size", 64]
+    tuning = ["--data", files["train"], "--val", files["val"], "--epochs", epochs, "--train.batch_size", 64]
     run(work, ["finetune", work / "runs" / base, *tuning, "--name", after])
-    found = {"before": _margin(work, base, files["test"]), "after": _margin(work, after, files["test"])}
-    figures = {f"rising exactly {when}, %": exact for when, (exact, _) in found.items()}
-    return figures | {f"margin {when}, nats": margin for when, (_, margin) in found.items()}
+    return {
+        f"{figure} {when}{unit}": value
+        for when, name in (("before", base), ("after", after))
+        for (figure, unit), value in _rising(work, name, files["test"]).items()
+    }
 
 
 def _exact(work: Path, name: str) -> float:
-    """Of a toy, of its best checkpoint."""
+    """Of the best checkpoint, in %, on the problems that are held out but were not validated on."""
     run_ = RunDirectory.open(work / "runs" / name)
     engine, config = _engine(), run_.config
     assert isinstance(config.data, TaskData)
     source = task_batches(config.data, seed=config.seed, plan=BatchPlan.of(config))
-    found = evaluate(engine, engine.model(run_.config.model, run_.load(optimizer=False).model), source)
-    assert found.exact is not None
-    return 100 * found.exact
+    validated = set(map(tuple, source.problems("val", np.arange(config.data.val_examples), held_out=True).tolist()))
+    drawn = dict.fromkeys(map(tuple, source.problems("test", np.arange(20_000), held_out=True).tolist()))
+    fresh = np.array([problem for problem in drawn if problem not in validated])
+    model = engine.model(config.model, run_.load(optimizer=False).model)
+    return 100 * engine.evaluate(model, source.batch_of(fresh), exact=True)[1] / len(fresh)
 
 
-def _margin(work: Path, name: str, test: Path) -> tuple[float, float]:
-    """Of a model on pairs: chosen answers that it writes exactly, in %, and how much likelier they are, in nats."""
+def _rising(work: Path, name: str, test: Path) -> dict[tuple[str, str], float]:
+    """Of the best checkpoint on pairs: chosen answers that it writes exactly, and log-likelihoods; with their units."""
     run_ = RunDirectory.open(work / "runs" / name)
     engine, config = _engine(), run_.config
     model = engine.model(config.model, run_.load(optimizer=False).model)
     plan = BatchPlan(batch_size=200, block_size=config.model.block_size)
     source = pair_batches(PairsData(path=test, val=test), seed=1, plan=plan, tokenizer=run_.tokenizer)
-    margins = []
-    for step in range(len(source) // source.pairs):
-        batch = source.batch_at(step)
+    rows: list[float] = []
+    for batch in source.validation_pairs():
         scores = engine.target_scores(model, batch)
-        rows = -np.bincount(scores.rows_N, weights=scores.losses_N, minlength=len(batch.tokens_BT))
-        margins += (rows[0::2] - rows[1::2]).tolist()
+        rows += (-np.bincount(scores.rows_N, weights=scores.losses_N, minlength=len(batch.tokens_BT))).tolist()
+    chosen, rejected = np.mean(rows[0::2]), np.mean(rows[1::2])
     found = evaluate(engine, model, source)
     assert found.exact is not None
-    return 100 * found.exact, float(np.mean(margins))
+    return {
+        ("rising exactly", ", %"): 100 * found.exact,
+        ("margin", ", nats"): float(chosen - rejected),
+        ("log-likelihood of the rising answer", ", nats"): float(chosen),
+    }
 
 
 def _engine() -> Engine:

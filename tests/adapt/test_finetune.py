@@ -242,10 +242,11 @@ def test_the_best_is_most_exact_or_has_the_lowest_loss() -> None:
     )
     assert right.badness("exact") < sure.badness("exact")
     assert sure.badness("loss") < right.badness("loss")
-    sided, wider, wrong = (
-        replace(sure, ordered=ordered, margin=margin) for ordered, margin in ((0.9, 0.1), (0.9, 0.2), (0.8, 0.3))
+    likely, unlikely, wrong = (
+        replace(sure, loss=loss, ordered=ordered, margin=margin)
+        for loss, ordered, margin in ((0.1, 0.9, 0.1), (0.2, 0.9, 0.2), (0.0, 0.8, 0.3))
     )
-    assert wider.badness("preference") < sided.badness("preference") < wrong.badness("preference")
+    assert likely.badness("preference") < unlikely.badness("preference") < wrong.badness("preference")
 
 
 def test_a_whole_split_is_scored_example_by_example(model: GPT, path: Path) -> None:

@@ -184,7 +184,7 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
     assert "50.00% of pairs ordered, margin 0.000" in capsys.readouterr().out
     lines = [line for line in read_metrics(run.path / "metrics.jsonl") if "val_loss" in line]
     assert (lines[0]["val_ordered"], lines[0]["val_margin"]) == (0.5, 0.0)
-    best = max(lines, key=lambda line: (line["val_ordered"], line["val_margin"]))
+    best = max(lines, key=lambda line: (line["val_ordered"], -line["val_loss"]))
     assert best["val_ordered"] == 1.0
     assert best["val_margin"] > 0.05
     assert run.config.train.best == "preference"

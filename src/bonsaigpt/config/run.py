@@ -102,8 +102,8 @@ class TrainConfig(Config):
     state into a shard for each; one process alone ignores it."""
     best: Literal["loss", "exact", "preference"] = "loss"
     """What makes a checkpoint the best: the lowest validation loss; the largest share of answers that are exactly right
-    (toys, examples), of equal ones the lower loss; or the largest share of pairs in which the chosen answer gained on
-    the rejected one (optim.objective.kind = preference), of equal ones the larger margin."""
+    (toys, examples); or the largest share of pairs in which the chosen answer gained on the rejected one
+    (optim.objective.kind = preference). Of equal shares the lower loss decides."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Devices that share the matrices of each block, under train.engine = jax: heads and hidden units are dealt out."""
     patience: int = Field(default=0, ge=0)

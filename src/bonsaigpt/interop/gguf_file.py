@@ -105,22 +105,22 @@ def write_gguf(
 
 
 def _what_is_missing(family: Family, config: ModelConfig) -> str | None:
-    """The setting that llama.cpp would compute otherwise, or None."""
+    """The setting that llama.cpp would compute otherwise, and how it would; or None."""
     attention, position = config.attention, config.position
     assert isinstance(attention, SoftmaxAttention)
     if family.model_type in ("gpt2", "starcoder2"):
         if not isinstance(config.mlp, GeluMLP):
-            return "model.mlp.kind"
+            return f"model.mlp.kind = '{config.mlp.kind}', and has 'gelu'"
         if config.mlp.approximate != "tanh":
-            return "model.mlp.approximate"
+            return f"model.mlp.approximate = '{config.mlp.approximate}', and has 'tanh'"
     elif config.mlp.kind != "swiglu":
-        return "model.mlp.kind"
+        return f"model.mlp.kind = '{config.mlp.kind}', and has 'swiglu'"
     elif config.bias:
-        return "model.bias"
+        return "model.bias = true, and has false"
     if attention.window is not None:
-        return "model.attention.window"
+        return f"model.attention.window = {attention.window}, and has none"
     if isinstance(position, RopePosition) and position.scaling.kind not in ("none", "linear"):
-        return "model.position.scaling.kind"
+        return f"model.position.scaling.kind = '{position.scaling.kind}', and has 'linear'"
     return None
 
 

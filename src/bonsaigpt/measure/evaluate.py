@@ -61,11 +61,10 @@ class Evaluation:
 
 
 def badness(scores: Mapping[str, Any], by: Literal["loss", "exact", "preference"]) -> tuple[float, float]:
-    """``Evaluation.badness`` of what ``as_dict`` gave: the loss; or the share of answers that are wrong, and the loss;
-    or the share of pairs that are ordered wrongly, and the margin."""
-    if by == "preference":
-        return 1.0 - scores["ordered"], -scores["margin"]
-    return 1.0 - (scores.get("exact", 0.0) if by == "exact" else 0.0), scores["loss"]
+    """``Evaluation.badness`` of what ``as_dict`` gave: the share of answers that are wrong, or of pairs in the wrong
+    order, and the loss."""
+    right = {"loss": None, "exact": "exact", "preference": "ordered"}[by]
+    return 1.0 - (scores.get(right, 0.0) if right else 0.0), scores["loss"]
 
 
 def evaluate(

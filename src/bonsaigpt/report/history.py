@@ -126,9 +126,7 @@ def read_history(run: RunDirectory) -> History:
 
 def _badness(line: dict[str, Any], config: RunConfig) -> tuple[float, float]:
     scores = {name.removeprefix("val_"): value for name, value in line.items() if is_number(value)}
-    by = config.train.best
-    needed = {"loss": "loss", "exact": "exact", "preference": "ordered"}[by]
-    return badness(scores, by if needed in scores else "loss")
+    return badness(scores, config.train.best)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

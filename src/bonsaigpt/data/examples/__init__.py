@@ -75,8 +75,8 @@ def two_sides(
     sides = (examples, val) if val is not None else split_examples(examples, config.val_fraction)
     if not all(sides):
         raise DataError(
-            f"{config.path} leaves nothing to {'validate' if sides[0] else 'train'} on: give more {config.kind}, "
-            "another data.val_fraction, or a file of its own with data.val"
+            f"{config.path} leaves nothing to {'validate' if sides[0] else 'train'} on when {config.val_fraction:.0%} "
+            f"are held out by a hash: give more {config.kind}, or a file to validate on (--val; of train --data.val)"
         )
     return sides
 

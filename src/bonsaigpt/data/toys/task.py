@@ -106,7 +106,7 @@ class TaskBatches:
         return found
 
     def batch_at(self, step: int) -> Batch:
-        return self._batch(self.problems(self.stream, self.plan.samples(step), held_out=False))
+        return self.batch_of(self.problems(self.stream, self.plan.samples(step), held_out=False))
 
     def reordered(self, attempt: int) -> TaskBatches:
         return replace(self, stream=f"train-{attempt}")
@@ -116,7 +116,7 @@ class TaskBatches:
         rows = max(1, 65536 // self.task.config.row)
         for first in range(0, examples, rows):
             numbers = np.arange(first, min(first + rows, examples))
-            yield self._batch(self.problems("val", numbers, held_out=True))
+            yield self.batch_of(self.problems("val", numbers, held_out=True))
 
     def validation_count(self) -> int:
         return self.task.config.val_examples * int(self.task.asked.sum())
@@ -124,7 +124,8 @@ class TaskBatches:
     def validation_bytes(self) -> int:
         return 0  # an answer to a task is no text to compress
 
-    def _batch(self, problems: np.ndarray) -> Batch:
+    def batch_of(self, problems: np.ndarray) -> Batch:
+        """A batch of these problems, (n, P), and their answers."""
         rows, asked = self.task.rows(problems), self.task.asked
         targets = np.where(asked[1:], rows[:, 1:], IGNORE)
         return Batch(tokens_BT=rows[:, :-1], targets_BT=targets, count=len(rows) * int(asked.sum()))
