@@ -5,8 +5,10 @@
     python docs/figures.py fill                 # writes what was recorded into the pages; a test holds that they agree
 
 `keep` runs a command and keeps what it found in docs/recorded/results: the JSON object of its last line, or the rows of
-the CSV that it wrote (`--csv runs/mine/studies/kv.csv --key policy`). `--log FILE --day DAY` reads what a run printed
-before. How pages name results says docs/results.py. What the page's own commands printed is marked by their numbers:
+a file that it wrote (`--rows runs/mine/studies/kv.csv --key policy`, or a run's `metrics.jsonl` with `--key step`: its
+evaluations). `--log FILE --day DAY` reads what a command printed before. How pages name results says docs/results.py.
+
+What the page's own commands printed is marked by their numbers:
 
     <!--2: loss ([0-9.]+)-->0.6365<!--/-->      what the pattern finds in the output of the page's second command
     <!--2 lines 0:5-->, a block, <!--/-->       lines of that output, as a slice counts them
@@ -127,10 +129,17 @@ def figures_of(output: str) -> dict[str, Any]:
 
 
 def rows_of(file: Path, key: list[str]) -> dict[str, Any]:
-    """The rows of a CSV by what their key columns hold, with commas between."""
+    """The rows of a CSV, or the evaluations of a run's metrics, by what their key columns hold, with commas between."""
     with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return {", ".join(row.pop(name) for name in key): {k: _number(v) for k, v in row.items()} for row in rows}
+        if file.suffix == ".jsonl":
+            rows = [row for row in map(json.loads, lines) if "val_loss" in row]
+        else:
+            rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+    found = {}
+    for row in rows:
+        row.pop("command", None)  # of each point, where the result has that of all
+        found[", ".join(str(row.pop(name)) for name in key)] = row
+    return found
 
 
 def _number(text: str) -> float | str:
@@ -148,7 +157,7 @@ def keep(arguments: argparse.Namespace) -> None:
     else:
         program = [sys.executable, *(["-m", "bonsaigpt"] if words[0] == "bonsai" else []), *words[1:]]
         output = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout
-    figures = rows_of(arguments.csv, arguments.key.split(",")) if arguments.csv else figures_of(output)
+    figures = rows_of(arguments.rows, arguments.key.split(",")) if arguments.rows else figures_of(output)
     told = re.findall(r"^.*\d cores?, .*torch [\d.]+.*$", output, flags=re.MULTILINE)
     machine = figures.pop("machine", None) or (told[-1].strip() if told else _machine())
     result = Result(command=shlex.join(words), day=arguments.day, machine=machine, figures=figures)
@@ -203,8 +212,8 @@ def main() -> None:
     keeping = verbs.add_parser("keep", help="run a benchmark or a study and write down what it found")
     keeping.add_argument("name", help="of the result, as marks have it")
     keeping.add_argument("command", nargs="+", help="after --")
-    keeping.add_argument("--csv", type=Path, help="what the command writes; without it, the last line that it prints")
-    keeping.add_argument("--key", default="policy", help="columns of the CSV that name a row (default: policy)")
+    keeping.add_argument("--rows", type=Path, metavar="FILE", help="written by the command; else its last line counts")
+    keeping.add_argument("--key", default="policy", help="columns that name a row (default: policy)")
     keeping.add_argument("--log", type=Path, help="what the command printed, so that it is not run")
     keeping.add_argument("--day", default=f"{datetime.now(UTC):%Y-%m-%d}", help="of the run (default: today)")
     verbs.add_parser("fill", help="write everything into the pages")

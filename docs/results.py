@@ -33,7 +33,7 @@ __all__ = ["RESULTS", "Result", "Table", "read_result", "read_results", "tables"
 RESULTS = Path(__file__).resolve().parent / "recorded" / "results"
 
 _PLACE = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
-_WHERE = re.compile(r"([A-Za-z][^{}|]*): ([^{}]*\{.*)")
+_WHERE = re.compile(r"([A-Za-z][^{}|]*):(?: ([^{}]*\{.*))?")
 _IN_TEXT = re.compile(r"<!--([A-Za-z][^{}|\n]*: [^\n]*?\{[^\n]*?)-->(?!\n)(.*?)<!--/-->", re.DOTALL)
 _TABLE = re.compile(r"(?:^<!--([A-Za-z][^{}|\n]*: .*\{.*)-->\n\n)?((?:^\|.*\n)+)", re.MULTILINE)
 
@@ -122,7 +122,7 @@ def _columns(mark: str) -> list[tuple[str, str]]:
     found, where = [], ""
     for column in mark.split("|"):
         own = _WHERE.fullmatch(column.strip())
-        where, what = (own[1], own[2]) if own else (where, column.strip())
+        where, what = (own[1], own[2] or "") if own else (where, column.strip())
         found.append((where, what))
     return found
 
