@@ -53,6 +53,7 @@ def main() -> None:
         found = {length: Summary.of(values) for length, values in seconds.items()}
         slope, start = np.polyfit(LENGTHS, [s.median for s in found.values()], 1)
         figures[kind] = {"ms": {n: s.as_dict() for n, s in found.items()}, "ms_per_1000_tokens": slope * 1000}
+        figures[kind]["share_per_1000_tokens"] = round(slope * 1000 / start, 4)
         cells = (f"{s.median:.3f} ({s.quartile_1:.3f} to {s.quartile_3:.3f})" for s in found.values())
         rows.append((kind, *cells, f"{slope * 1000 / start:+.2%}"))
     show(

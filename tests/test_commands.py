@@ -32,7 +32,6 @@ PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs"
 
 ELSEWHERE = {
     "benchmarks/clinc.py": "half an hour; its figures carry their command on the page",
-    "benchmarks/linear_decode.py": "needs the rest of the machine stopped",
     "benchmarks/blocks.py": "half an hour",
     "benchmarks/track/effects.py": "half an hour",
 }
