@@ -3,8 +3,9 @@
     python docs/drawings.py                   # writes all of them into docs/images
     python docs/drawings.py sampling kv       # some
 
-A test makes each again and compares. What was measured is not drawn from memory: ``tokenizers`` and ``optimizers`` read
-the page's table, ``health`` what two short runs wrote down (docs/recorded/drawings/health.json, with their commands).
+A test makes each again and compares. What was measured is not drawn from memory: ``blocks``, ``decoding``,
+``optimizers``, ``studies`` and ``tokenizers`` read the page's tables, ``health`` what two short runs wrote down
+(docs/recorded/drawings/health.json, with their commands).
 """
 
 from __future__ import annotations
@@ -33,17 +34,23 @@ FAINT = "#dfe5dc"
 Cells = Sequence[str]
 
 
-def table_of(page: str, first: str) -> list[Cells]:
-    """Rows of the page's table whose header begins with a cell; without the header.
+def table_of(page: str, first: str, *, header: bool = False, nth: int = 0) -> list[Cells]:
+    """Rows of the page's table whose header begins with a cell.
+
+    Args:
+        header: with the header's cells as the first row.
+        nth: of several such tables.
 
     Raises:
         ValueError: there is no such table.
     """
     text = (DOCS / page).read_text(encoding="utf-8")
-    found = re.search(rf"^\| {re.escape(first)} \|.*\n\|[-| ]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
-    if found is None:
+    begin = rf"{re.escape(first)} " if first else ""
+    found = re.findall(rf"^(\| {begin}\|.*\n)\|[-| ]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    if len(found) <= nth:
         raise ValueError(f"{page} has no table that begins with '{first}'")
-    return [[cell.strip(" *`") for cell in line.strip().strip("|").split("|")] for line in found[1].splitlines()]
+    lines = [*([found[nth][0]] if header else []), *found[nth][1].splitlines()]
+    return [[cell.strip(" *`") for cell in line.strip().strip("|").split("|")] for line in lines]
 
 
 def sampling(figure: Figure) -> None:
@@ -128,6 +135,112 @@ def optimizers(figure: Figure) -> None:
     axes.minorticks_off()
     axes.set_xlabel("nats beside the base: the further left, the better; lines are 95 % intervals", fontsize=9)
     bare(axes)
+
+
+def blocks(figure: Figure) -> None:
+    """What each variant does to the loss: the page's tables."""
+    tables = [[row for row in table_of("blocks.md", "variant", nth=n) if row[3]] for n in (0, 1)]
+    heights = [len(rows) for rows in tables]
+    for axes, rows in zip(figure.subplots(2, 1, sharex=True, height_ratios=heights), tables, strict=True):
+        values = [float(row[3].split()[0]) for row in rows]
+        colours = [COLOURS[0] if value < 0 else COLOURS[1] for value in values]
+        axes.barh(range(len(rows)), values, height=0.6, color=colours)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.invert_yaxis()
+        axes.axvline(0, color="#777777", linewidth=0.8)
+        bare(axes)
+    figure.axes[-1].set_xlabel("nats against GPT-2's blocks after 400 steps: the further left, the better", fontsize=9)
+
+
+def decoding(figure: Figure) -> None:
+    """Tokens a second of ours and of others, at two sizes: the page's table."""
+    rows = table_of("decoding.md", "", header=True)
+    for axes, column in zip(figure.subplots(1, 2, sharey=True), (1, 3), strict=True):
+        names, values = zip(*((row[0], float(row[column].replace(",", ""))) for row in rows[1:]), strict=True)
+        axes.barh(
+            range(len(names)), values, height=0.6, color=[COLOURS[0] if "ours" in n else "#999999" for n in names]
+        )
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xscale("log")
+        ticks = [t for t in (10, 100, 1000, 10000) if t < 2 * max(values)]
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        axes.minorticks_off()
+        axes.set_title(rows[0][column], fontsize=9, loc="left")
+        bare(axes)
+    figure.axes[0].invert_yaxis()
+    figure.supxlabel("tokens a second", fontsize=9)
+
+
+def generation(figure: Figure) -> None:
+    """Which request has which row of a session, step by step: as they come, and four by four."""
+    from bonsaigpt.config import validate
+    from bonsaigpt.engines import load_engine
+    from bonsaigpt.generate import Request, Session
+
+    engine = load_engine("torch", device="cpu", threads=1, workers=1)
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 64, "vocab_size": 16, "position": {"kind": "rope"}}
+    config = validate({"model": sizes}, origin="").model
+    lengths = [14, 5, 9, 3, 7, 12, 4, 6, 10, 5, 3, 8]
+
+    def told(waves: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+        """At each step (row, request) of those at work."""
+        from bonsaigpt.torch_engine.model import build
+
+        decoder, steps = engine.decoder(build(config, seed=0).eval(), rows=4), []
+        session, rows, original = Session(decoder, vocab_size=16), {}, decoder.prefill
+
+        def prefill(row: int, tokens: np.ndarray) -> np.ndarray:
+            rows[int(tokens[0])] = row
+            return original(row, tokens)
+
+        decoder.prefill = prefill  # type: ignore[method-assign]
+        for wave in waves:
+            asked = {session.add(Request(prompt=[n], max_tokens=lengths[n])): n for n in wave}
+            while session.busy:
+                steps.append(
+                    [(rows[asked[e.request]], asked[e.request]) for e in session.step() if e.token is not None]
+                )
+        return steps
+
+    every = range(len(lengths))
+    ways = {
+        "a row that ends is free": [every],
+        "in fours, each waits for the longest": [every[:4], every[4:8], every[8:]],
+    }
+    for axes, (title, waves) in zip(figure.subplots(2, 1, sharex=True), ways.items(), strict=True):
+        steps, seen = told(waves), {}
+        for step, at_work in enumerate(steps):
+            for row, request in at_work:
+                seen.setdefault(request, (row, step, lengths[request]))
+        for request, (row, begin, length) in seen.items():
+            axes.broken_barh([(begin + 0.04, length - 0.08)], (row + 0.08, 0.84), facecolor=COLOURS[request % 5])
+            axes.text(begin + 0.3, row + 0.54, str(request + 1), va="center", color="white", fontsize=8)
+        axes.set_ylim(4, 0)
+        axes.set_yticks([0.5, 1.5, 2.5, 3.5], ["1", "2", "3", "4"])
+        axes.set_ylabel("row")
+        axes.set_title(f"{title}: {len(steps)} steps", fontsize=9, loc="left")
+        bare(axes)
+    figure.axes[-1].set_xlabel("step: a token for every row at work")
+
+
+def studies(figure: Figure) -> None:
+    """Loss over the learning rate, with its interval: the page's two tables."""
+    for axes, first in zip(
+        figure.subplots(1, 2), ("`shakespeare-char`, 300", "`shakespeare-char-fast` (Muon)"), strict=True
+    ):
+        text = (DOCS / "studies.md").read_text(encoding="utf-8")
+        [name] = re.findall(rf"^\| ({re.escape(first)}[^|]*) \|", text, flags=re.MULTILINE)
+        rates, losses = table_of("studies.md", name, header=True)
+        x = [float(rate.removeprefix("x")) for rate in rates[1:]]
+        y, margin = zip(*(map(float, loss.split(" ± ")) for loss in losses[1:]), strict=True)
+        axes.errorbar(x, y, yerr=margin, fmt="o-", markersize=4, color=COLOURS[0], linewidth=1, capsize=2)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x, rates[1:])
+        axes.minorticks_off()
+        axes.set_title(name.replace("`", "").split(",")[0], fontsize=9, loc="left")
+        axes.set_xlabel("of the recipe's peak rates")
+        bare(axes)
+    figure.axes[0].set_ylabel("loss, nats")
 
 
 def speed(figure: Figure) -> None:
@@ -291,15 +404,19 @@ def picture(axes: Axes, values: np.ndarray, colours: list[str]) -> None:
 
 
 DRAWINGS: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
+    "blocks": (blocks, (7.5, 5.5)),
     "context": (context, (7.0, 3.6)),
+    "decoding": (decoding, (8.0, 2.8)),
     "distributed": (distributed, (7.0, 3.0)),
     "finetuning": (finetuning, (9.5, 1.5)),
+    "generation": (generation, (8.0, 3.6)),
     "health": (health, (7.0, 3.2)),
     "kronecker": (kronecker, (7.5, 2.6)),
     "kv": (kv, (9.0, 2.7)),
     "optimizers": (optimizers, (7.5, 6.5)),
     "sampling": (sampling, (8.0, 3.4)),
     "speed": (speed, (7.0, 3.2)),
+    "studies": (studies, (8.0, 2.8)),
     "tokenizers": (tokenizers, (7.5, 4.6)),
 }
 """What draws, and the size in inches, by the name of the page and of the file in docs/images."""
