@@ -24,9 +24,9 @@ from bonsaigpt.compress.subject import Advance, Subject, silent
 from bonsaigpt.compress.upcycle import upcycled
 from bonsaigpt.config import KroneckerStructure, LowRankStructure, ModelConfig, StructureConfig, derive
 from bonsaigpt.engines import load_engine
+from bonsaigpt.measure.statistics import estimate
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.structure import Kronecker, LowRank, Structure
-from bonsaigpt.study.statistics import estimate
 from bonsaigpt.train import start_state
 
 PERMUTED = 0.35

@@ -63,7 +63,7 @@ def main() -> None:
     rows, figures = [], {}
     for words, answers in found.items():
         exact, lost = (np.array([getattr(one, name) for one in answers]) for name in ("exact", "exact_lost"))
-        margin = max(one.margin for one in answers)
+        margin = max(one.margin or 0.0 for one in answers)
         figures[words] = {"factor": round(answers[0].factor, 3), "exact": exact.tolist(), "lost": lost.tolist()}
         figures[words] |= {"mean_lost": float(lost.mean()), "margin": margin}
         spread = f"{100 * lost.mean():.2f} ({100 * lost.min():.2f} to {100 * lost.max():.2f})"

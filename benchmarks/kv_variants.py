@@ -21,9 +21,9 @@ from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import contiguous, cut
+from bonsaigpt.measure.statistics import estimate
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.study.kv import Bench, Subject
-from bonsaigpt.study.statistics import estimate
 
 _ALIKE = {"device": "cpu", "precision": "fp32", "compile": "off", "workers": 1, "attention_kernel": "sdpa"}
 _ALIKE |= {"tensorboard": False, "eval_interval": 500, "health": {"interval": 0}}

@@ -21,8 +21,8 @@ from bonsaigpt.config import RunConfig
 from bonsaigpt.data.prepare import open_source
 from bonsaigpt.engines import Engine, load_engine
 from bonsaigpt.measure.kv import contiguous, cut
+from bonsaigpt.measure.statistics import paired_difference
 from bonsaigpt.study.context import Reach, Trained, Way, ways
-from bonsaigpt.study.statistics import paired_difference
 
 _POSITIONS: dict[str, dict[str, Any]] = {
     "rope": {"kind": "rope", "theta": 100.0, "pairs": "neighbours"},

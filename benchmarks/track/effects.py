@@ -23,7 +23,7 @@ from duel import text_overrides
 from bonsaigpt import recipes
 from bonsaigpt.config import RunConfig
 from bonsaigpt.errors import ConfigError
-from bonsaigpt.study.statistics import estimate, paired_difference
+from bonsaigpt.measure.statistics import estimate, paired_difference
 
 RECIPE = "shakespeare-char-fast"
 BASE = "base"

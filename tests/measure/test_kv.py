@@ -70,6 +70,8 @@ def test_a_policy_is_scored_against_the_same_pieces() -> None:
     assert (exact.loss_added, exact.tokens, exact.piece) == (0.0, 16 * 24, 24)
     coarse = score_policy(ENGINE, MODEL, CONFIG, read_policy("window(24), int2, chunk=1"), IDS)
     assert coarse.piece == 16 * 24
+    assert exact.margin == 0.0
+    assert coarse.margin is None, "one piece says nothing of the spread between pieces"
     assert abs(coarse.loss_added) > 1e-3  # of an untrained model, either way
     assert coarse.factor > 2
 

@@ -16,12 +16,12 @@ from bonsaigpt.data.tokenizers import CharTokenizer
 from bonsaigpt.engines import load_engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import cut, read_windows
+from bonsaigpt.measure.statistics import bootstrap
 from bonsaigpt.study.kv import OWN, Bench, KVPoint, Reference, Subject, frontier, policies, variant_policies
 from bonsaigpt.study.kv_page import KVStudy, kv_table, write_kv
 from bonsaigpt.study.kv_search import search
 from bonsaigpt.study.kv_seen import kept, to_see, to_write, written
 from bonsaigpt.study.kv_seen_page import kept_section, written_section
-from bonsaigpt.study.statistics import bootstrap
 from bonsaigpt.torch_engine.kv.cache import PolicyCache
 from tests.torch_engine.decoders import model_of
 from tests.torch_engine.variants import variant

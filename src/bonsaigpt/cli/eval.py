@@ -27,6 +27,7 @@ from bonsaigpt.measure import evaluate
 from bonsaigpt.measure.conventions import CONVENTIONS, score_by
 from bonsaigpt.measure.kv import KVScore, contiguous, score_policy
 from bonsaigpt.measure.kv_answers import KVAnswers, score_answers
+from bonsaigpt.measure.statistics import with_margin
 from bonsaigpt.train.callbacks.console import score_line
 from bonsaigpt.train.resume import check_data
 from bonsaigpt.units import named
@@ -180,13 +181,14 @@ def _through_cache(
         found = score_through(engine, model, opened.config, arguments.kv, source, advance=advance)
     if isinstance(found, KVAnswers):
         line = (
-            f"exact {found.exact:.2%}  through {policy}: {100 * found.exact_lost:.2f} ± "
-            f"{100 * found.margin:.2f} points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem "
+            f"exact {found.exact:.2%}  through {policy}: "
+            f"{with_margin(100 * found.exact_lost, None if found.margin is None else 100 * found.margin, '.2f')} "
+            f"points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem "
             f"in 16 bits  ({named(found.problems, 'problem')})"
         )
     else:
         line = (
-            f"loss {found.loss:.4f}  through {policy}: {found.loss_added:+.5f} ± {found.margin:.5f} nats, "
+            f"loss {found.loss:.4f}  through {policy}: {with_margin(found.loss_added, found.margin, '+.5f')} nats, "
             f"{found.bits:,.0f} bits held, 1/{found.factor:.2f} of a block in 16 bits  "
             f"({named(found.tokens, 'token')} in pieces of {found.piece:,})"
         )

@@ -18,7 +18,7 @@ from bonsaigpt.data.target_scores import TargetScores
 from bonsaigpt.data.windows import TokenBatches
 from bonsaigpt.errors import CheckpointError, DataError, GenerateError
 from bonsaigpt.measure.details import Details, Figure, details_of, score_targets, strided
-from bonsaigpt.study.statistics import bootstrap
+from bonsaigpt.measure.statistics import bootstrap
 
 __all__ = ["run_details"]
 

@@ -19,6 +19,7 @@ from bonsaigpt.data.batches import IGNORE, BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.errors import DataError
 from bonsaigpt.kv import state_bits
+from bonsaigpt.measure.statistics import estimate
 from bonsaigpt.units import named
 
 __all__ = [
@@ -64,8 +65,8 @@ class KVScore:
     loss_added: float
     """To the same pieces of text read through everything exact: ``full``, or for pieces longer than the block
     ``window(block_size)``."""
-    margin: float
-    """Half of the 95 % interval of ``loss_added``, from the spread between pieces."""
+    margin: float | None
+    """Half of the 95 % interval (Student's t) of ``loss_added``, from the spread between pieces; None of one piece."""
     bits: float
     """Held for a piece at its end, the tokens under way included at 16 bits each."""
     factor: float
@@ -101,13 +102,12 @@ def score_policy(
         if advance:
             advance("reading", start + len(part), len(streams))
     plain_RT, coded_RT = (np.concatenate([one[i] for one in found]) for i in (0, 1))
-    added_R = (coded_RT - plain_RT).mean(1)
-    margin = 1.96 * added_R.std(ddof=1) / np.sqrt(len(added_R)) if len(added_R) > 1 else 0.0
+    added = estimate((coded_RT - plain_RT).mean(1).tolist())
     bits = found[-1][2]
     return KVScore(
         loss=float(coded_RT.mean()),
-        loss_added=float(added_R.mean()),
-        margin=float(margin),
+        loss_added=added.mean,
+        margin=added.margin,
         bits=bits,
         factor=plain_bits(config, block) / bits,
         tokens=coded_RT.size,

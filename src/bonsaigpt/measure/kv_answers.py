@@ -16,6 +16,7 @@ from bonsaigpt.config import KVConfig, ModelConfig
 from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.measure.kv import plain_bits, reading
+from bonsaigpt.measure.statistics import estimate
 
 __all__ = ["KVAnswers", "score_answers"]
 
@@ -30,8 +31,8 @@ class KVAnswers:
     """Share of the answer tokens that are."""
     exact_lost: float
     """Problems, as a share of all, that ``full`` solves and the policy does not, less those the other way round."""
-    margin: float
-    """Half of the 95 % interval of ``exact_lost``, from the spread between problems."""
+    margin: float | None
+    """Half of the 95 % interval (Student's t) of ``exact_lost``, from the spread between problems; None of one."""
     loss: float
     """Nats an answer token."""
     bits: float
@@ -57,18 +58,17 @@ def score_answers(
     found: list[KVAnswers] = []
     for number, kv in enumerate(policies):
         read = _read(engine, model, config, kv, batches)
-        lost_R = full.solved_R.astype(float) - read.solved_R
-        margin = 1.96 * lost_R.std(ddof=1) / np.sqrt(len(lost_R)) if len(lost_R) > 1 else 0.0
+        lost = estimate((full.solved_R.astype(float) - read.solved_R).tolist())
         found.append(
             KVAnswers(
                 exact=float(read.solved_R.mean()),
                 right=float(read.right_N.mean()),
-                exact_lost=float(lost_R.mean()),
-                margin=float(margin),
+                exact_lost=lost.mean,
+                margin=lost.margin,
                 loss=float(read.losses_N.mean()),
                 bits=read.bits,
                 factor=plain_bits(config, batches[0].tokens_BT.shape[1]) / read.bits,
-                problems=len(lost_R),
+                problems=lost.n,
             )
         )
         if advance:

@@ -1,5 +1,5 @@
 """The experiments that a user runs by name: many runs from one plan, and what they say together."""
 
-from bonsaigpt.study.statistics import Difference, Estimate, estimate, paired_difference
+from bonsaigpt.measure.statistics import Difference, Estimate, estimate, paired_difference
 
 __all__ = ["Difference", "Estimate", "estimate", "paired_difference"]

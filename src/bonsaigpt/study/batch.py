@@ -20,9 +20,9 @@ from bonsaigpt.engines import load_engine
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.files import write_text, writing
 from bonsaigpt.measure import evaluate
+from bonsaigpt.measure.statistics import Estimate, estimate
 from bonsaigpt.study.plan import Point
 from bonsaigpt.study.results import Result, Summary, verdict
-from bonsaigpt.study.statistics import Estimate, estimate
 from bonsaigpt.study.sweep import Sweep
 from bonsaigpt.units import named
 

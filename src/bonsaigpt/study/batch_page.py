@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bonsaigpt.files import write_text
+from bonsaigpt.measure.statistics import Estimate
 from bonsaigpt.report.heatmap import HeatMap, heat_png, heat_svg
 from bonsaigpt.report.losses import loss_section
 from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.batch import BatchStudy, Outcome
 from bonsaigpt.study.page import commands_section, header, runs_section
-from bonsaigpt.study.statistics import Estimate
 from bonsaigpt.study.sweep import Sweep
 
 __all__ = ["batch_table", "write_batch"]

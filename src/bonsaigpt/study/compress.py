@@ -19,9 +19,9 @@ from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.errors import ConfigError, DataError
 from bonsaigpt.measure.decoding import measure_decoding
+from bonsaigpt.measure.statistics import Difference, Estimate, estimate, paired_difference, unbeaten
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.structure import Arrays
-from bonsaigpt.study.statistics import Difference, Estimate, estimate, paired_difference, unbeaten
 from bonsaigpt.train.schedule import schedule_share
 
 __all__ = ["SCRATCH", "Bench", "Cell", "Losses", "against", "best_of", "frontier", "losses"]

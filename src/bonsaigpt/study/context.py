@@ -30,7 +30,7 @@ from bonsaigpt.data.batches import BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.kv import read_policy
 from bonsaigpt.measure.kv import reading
-from bonsaigpt.study.statistics import bootstrap
+from bonsaigpt.measure.statistics import bootstrap
 from bonsaigpt.train.schedule import schedule_share
 
 __all__ = ["ContextPoint", "Reach", "Trained", "Way", "edges", "ways"]

@@ -19,7 +19,7 @@ from bonsaigpt.config import KVConfig, ModelConfig
 from bonsaigpt.engines import Engine
 from bonsaigpt.kv import read_policy, write_policy
 from bonsaigpt.measure.kv import KVReading, numbers_per_token, plain_bits, read_windows, reading
-from bonsaigpt.study.statistics import bootstrap, slope, unbeaten
+from bonsaigpt.measure.statistics import bootstrap, slope, unbeaten
 
 __all__ = ["OWN", "Bench", "KVPoint", "Reference", "Subject", "frontier", "policies", "variant_policies"]
 
@@ -78,8 +78,8 @@ class KVPoint:
     by_position: list[float]
     slope: float
     """Of the added loss over the scored positions: nats from their begin to their end."""
-    slope_margin: float
-    """Half of its 95 % interval, from the spread between pieces."""
+    slope_margin: float | None
+    """Half of its 95 % interval, from the spread between pieces; None of one piece."""
 
 
 def policies(config: ModelConfig) -> list[str]:

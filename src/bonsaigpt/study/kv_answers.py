@@ -22,9 +22,9 @@ from bonsaigpt.engines import Engine
 from bonsaigpt.files import write_text
 from bonsaigpt.kv import write_policy
 from bonsaigpt.measure.kv_answers import KVAnswers, score_answers
+from bonsaigpt.measure.statistics import unbeaten, with_margin
 from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.drawing import save_drawing
-from bonsaigpt.study.statistics import unbeaten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ class KVAnswersStudy:
         pairs = list(zip(self.policies, self.answers, strict=True))
         problems = self.answers[0].problems
         words = [f"{problems:,} problems; of single answer tokens {self.chance:.1%} are right by chance."]
-        kept = [(a.factor, policy) for policy, a in pairs if a.exact_lost + a.margin <= _KEPT]
+        kept = [(a.factor, policy) for policy, a in pairs if a.margin is not None and a.exact_lost + a.margin <= _KEPT]
         if kept:
             factor, policy = max(kept)
             words.append(
@@ -98,7 +98,7 @@ def answers_table(study: KVAnswersStudy) -> tuple[list[str], list[list[str]]]:
                 f"{a.bits:,.0f}",
                 f"{a.factor:.2f}",
                 f"{a.exact:.2%}",
-                f"{100 * a.exact_lost:.2f} ± {100 * a.margin:.2f}",
+                with_margin(100 * a.exact_lost, None if a.margin is None else 100 * a.margin, ".2f"),
                 f"{a.right:.2%}",
                 "*" if best else "",
             ],
@@ -146,7 +146,7 @@ def _csv(study: KVAnswersStudy) -> str:
     writer.writerow(["policy", *figures.split(","), "frontier", "command"])
     for policy, a, best, command in zip(study.policies, study.answers, _front(study), _commands(study), strict=True):
         row = [a.bits, a.factor, a.exact, a.exact_lost, a.margin, a.right, study.chance]
-        writer.writerow([policy, *(f"{f:.6g}" for f in row), int(best), command])
+        writer.writerow([policy, *("" if f is None else f"{f:.6g}" for f in row), int(best), command])
     return out.getvalue()
 
 

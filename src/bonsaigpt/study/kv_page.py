@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from bonsaigpt.files import write_text
 from bonsaigpt.kv import read_policy, write_policy
+from bonsaigpt.measure.statistics import with_margin
 from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.drawing import save_drawing
 from bonsaigpt.study.kv import OWN, KVPoint, Reference, frontier
@@ -112,7 +113,7 @@ def kv_table(points: Sequence[KVPoint]) -> tuple[list[str], list[list[str]]]:
             f"{p.kl:.5f}",
             f"{p.kl_99:.4f}",
             f"{p.agree:.2%}",
-            f"{p.slope:+.4f} ± {p.slope_margin:.4f}",
+            with_margin(p.slope, p.slope_margin, "+.4f"),
             "*" if star else "",
         ]
         for p, star in zip(points, best, strict=True)
@@ -187,7 +188,8 @@ def _csv(study: KVStudy) -> str:
     writer.writerow(["model", "policy", *figures.split(","), "frontier", "command"])
     for p, best in zip(study.points, frontier(study.points), strict=True):
         row = [p.bits, p.factor, p.loss, p.added, p.low, p.high, p.kl, p.kl_99, p.agree, p.slope, p.slope_margin]
-        writer.writerow([p.model, p.policy, *(f"{f:.6g}" for f in row), int(best), _command(study, p)])
+        told = ("" if figure is None else f"{figure:.6g}" for figure in row)
+        writer.writerow([p.model, p.policy, *told, int(best), _command(study, p)])
     return out.getvalue()
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from bonsaigpt.config import LinearRamp, MuonMatrices, NoRamp, Ramp, RunConfig
 from bonsaigpt.errors import ConfigError
 from bonsaigpt.files import write_text, writing
+from bonsaigpt.measure.statistics import Estimate
 from bonsaigpt.study.plan import Point
 from bonsaigpt.study.results import Summary, difference, verdict
-from bonsaigpt.study.statistics import Estimate
 from bonsaigpt.study.sweep import Sweep
 
 __all__ = ["LrStudy", "Suggestion", "analyse", "bottom", "earlier", "lr_points", "multiple_of", "rates", "write_json"]

@@ -12,9 +12,9 @@ from pathlib import Path
 from bonsaigpt.checkpoint import RunDirectory
 from bonsaigpt.checkpoint.files import read_state
 from bonsaigpt.files import write_text
+from bonsaigpt.measure.statistics import Difference, Estimate, estimate, paired_difference
 from bonsaigpt.report.history import History, read_history
 from bonsaigpt.study.plan import Point
-from bonsaigpt.study.statistics import Difference, Estimate, estimate, paired_difference
 from bonsaigpt.study.sweep import Sweep
 
 __all__ = [

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bonsaigpt.study.statistics import estimate, paired_difference, student_t_critical, student_t_within
+from bonsaigpt.measure.statistics import estimate, paired_difference, student_t_critical, student_t_within
 
 # Two-sided critical values as printed tables give them: level, degrees of freedom, t.
 TABLE = [

@@ -28,6 +28,7 @@ __all__ = [
     "student_t_critical",
     "student_t_within",
     "unbeaten",
+    "with_margin",
 ]
 
 _BLOCK = 256
@@ -61,8 +62,7 @@ class Estimate:
 
     def text(self, form: str = ".4f") -> str:
         """``1.2345 ± 0.0067``; of a single value the mean alone. ``form`` is a format of numbers."""
-        mean = format(self.mean, form)
-        return mean if self.margin is None else f"{mean} ± {format(self.margin, form.lstrip('+'))}"
+        return with_margin(self.mean, self.margin, form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,11 @@ class Difference(Estimate):
     def is_significant(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.p is not None and self.p < 1.0 - self.level
+
+
+def with_margin(mean: float, margin: float | None, form: str) -> str:
+    """``1.2345 ± 0.0067``, or the mean alone."""
+    return format(mean, form) + ("" if margin is None else f" ± {format(margin, form.lstrip('+'))}")
 
 
 def estimate(values: Sequence[float], *, level: float = 0.95) -> Estimate:
@@ -130,12 +135,12 @@ def bootstrap(values_RT: np.ndarray, *, block: int = _BLOCK, draws: int = _DRAWS
     return float(low), float(high)
 
 
-def slope(added_RT: np.ndarray) -> tuple[float, float]:
-    """Least squares over positions 0 to 1 for each piece; the mean of the slopes and half of its interval."""
+def slope(added_RT: np.ndarray) -> tuple[float, float | None]:
+    """Least squares over positions 0 to 1 for each piece; the mean of the slopes and half of its interval, if there are
+    several."""
     x = np.linspace(-0.5, 0.5, added_RT.shape[1])
-    slopes = added_RT @ x / (x @ x)
-    margin = 1.96 * slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else 0.0
-    return float(slopes.mean()), float(margin)
+    found = estimate((added_RT @ x / (x @ x)).tolist())
+    return found.mean, found.margin
 
 
 def unbeaten(points: Sequence[tuple[float, float]]) -> list[bool]:
