@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_adapters_are_merged_or_kept_beside_the_base(workshop: Path, capsys: pyt
 
 
 def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reference is the model that was tuned."""
+    """The reference is the model that was tuned, which stays in the run; that may go on without its parent."""
     Path("pairs.jsonl").write_text(PAIRS)
     flags = ["--data", "pairs.jsonl", "--val", "pairs.jsonl", "--train.batch_size", 8]
     examples = [{"prompt": one, "completion": two} for one in "csmfr" for two in ("at", "an")]
@@ -198,7 +199,7 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
     assert {"ordered", "margin"} <= set(comparison([run])[0])
     assert run.config.optim.objective.model_dump() == {
         "kind": "preference",
-        "reference": "runs/either@40",
+        "reference": "runs/prefers@0",
         "beta": 0.1,
     }
     assert run.config.train.steps == 24  # 24 pairs of two rows, four times, eight rows a step
@@ -216,6 +217,31 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
         rows = -np.bincount(scores.rows_N, weights=scores.losses_N, minlength=48)
         figures[name] = float((rows[0::2] - rows[1::2]).mean())
     assert figures["prefers"] > figures["either"] + 1.0
+    start, parent = run.load("0").model, RunDirectory.open(Path("runs/either")).load().model
+    assert all(np.array_equal(start[name], parent[name]) for name in parent)
+    shutil.rmtree("runs/either")
+    assert bonsai("train", "prefers", "--resume", "--train.steps", 26) == 0
+    assert read_metrics(run.path / "metrics.jsonl")[-1]["val_margin"] > best["val_margin"] / 2
+
+
+def test_a_folder_of_anothers_is_tuned_by_pairs_and_with_adapters(
+    workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("pairs.jsonl").write_text(PAIRS)
+    quick = ["--train.steps", 2, "--train.batch_size", 4, "--train.device", "cpu", "--train.compile", "off"]
+    pairs = ["--data", "pairs.jsonl", "--val", "pairs.jsonl", *quick]
+    chosen = [*pairs, "--template", "{prompt}{chosen}"]
+    assert bonsai("finetune", "tiny", *chosen, "--name", "chosen") == 0
+    assert bonsai("export", "chosen", "--out", "folder") == 0
+    assert bonsai("finetune", "folder", *pairs, "--name", "preferred") == 0
+    assert "margin" in capsys.readouterr().out
+    assert bonsai("finetune", "folder", *chosen, "--adapter", "lora", "--rank", 2, "--name", "small") == 0
+    assert bonsai("adapter", "save", "small") == 0
+    assert bonsai("adapter", "apply", "folder", "small.safetensors") == 0
+    again, small = (RunDirectory.open(Path(f"runs/{name}")).load().model for name in ("folder-small", "small"))
+    assert all(np.array_equal(again[name], small[name]) for name in small)
+    assert bonsai("adapter", "merge", "folder") == 2
+    assert "is no run" in capsys.readouterr().err
 
 
 def test_pairs_teach_where_answers_end_and_then_which_is_better(workshop: Path) -> None:

@@ -11,8 +11,8 @@ from bonsaigpt import __version__
 from bonsaigpt.adapt.adapters import Tuned, merged_model, read_adapter, write_adapter
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory
 from bonsaigpt.checkpoint.files import read_state
-from bonsaigpt.cli.common import Parser, check_run_name, open_model, runs_folder
-from bonsaigpt.config import ExamplesData, FileTokenizerConfig, derive
+from bonsaigpt.cli.common import Opened, Parser, check_run_name, open_model, runs_folder
+from bonsaigpt.config import ExamplesData, FileTokenizerConfig, PairsData, derive
 from bonsaigpt.errors import CheckpointError, ConfigError, OutputError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.train import state_before
@@ -33,7 +33,7 @@ def run(argv: list[str]) -> int:
         _EXAMPLE,
     )
     parser.add_argument("what", choices=["merge", "save", "apply"], help="what to do")
-    parser.add_argument("model", help="RUN, RUN@last or RUN@500; for apply the base")
+    parser.add_argument("model", help="RUN, RUN@last or RUN@500; for apply the base, a run or a folder")
     parser.add_argument("file", nargs="?", type=Path, help="for apply: what save wrote")
     parser.add_argument("--base", metavar="RUN", help="for save: the model that was tuned (default: as the run says)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for save (default: RUN.safetensors)")
@@ -43,29 +43,32 @@ def run(argv: list[str]) -> int:
     if (arguments.what == "apply") != (arguments.file is not None):
         raise ConfigError("apply takes a base and a file, merge and save a run alone.")
     opened = open_model(arguments.model, runs=arguments.runs)
-    if opened.run is None:
-        raise CheckpointError(f"{opened.label} is no run: adapters are of runs, made by bonsai finetune --adapter.")
-    tuned = Tuned(
-        config=opened.run.config,
-        weights=opened.weights,
-        tokenizer=opened.tokenizer,
-        data=read_state(opened.run.find(str(opened.step)))["data"],
-    )
-    if arguments.what == "save":
-        _save(arguments, tuned, opened.run)
-        return 0
-    if arguments.what == "merge":
+    if arguments.what == "apply":
+        tuned, suffix = read_adapter(arguments.file, opened.weights), arguments.file.stem
+    else:
+        if opened.run is None:
+            raise CheckpointError(f"{opened.label} is no run: adapters are of runs, made by bonsai finetune --adapter.")
+        tuned, suffix = _tuned(opened, opened.run), "merged"
+        if arguments.what == "save":
+            _save(arguments, tuned, opened.run)
+            return 0
         model, weights = merged_model(opened.config, opened.weights)
         thawed = {"lr_scale": {}}  # what goes on from here trains all of it
         config = derive(tuned.config, model=model.model_dump(exclude_none=True), optim=thawed)
         tuned = replace(tuned, config=config, weights=weights)
-    else:
-        tuned = read_adapter(arguments.file, opened.weights)
-    suffix = "merged" if arguments.what == "merge" else arguments.file.stem
-    name = check_run_name(arguments.name or f"{opened.run.path.name}-{suffix}")
+    name = check_run_name(arguments.name or f"{Path(opened.label.partition('@')[0]).name}-{suffix}")
     made = _write(arguments.runs / name, tuned, opened.label, argv)
     print(f"{made.path}: {parameter_count(tuned.config.model):,} parameters")
     return 0
+
+
+def _tuned(opened: Opened, run: RunDirectory) -> Tuned:
+    return Tuned(
+        config=run.config,
+        weights=opened.weights,
+        tokenizer=opened.tokenizer,
+        data=read_state(run.find(str(opened.step)))["data"],
+    )
 
 
 def _save(arguments: argparse.Namespace, tuned: Tuned, run: RunDirectory) -> None:
@@ -83,7 +86,7 @@ def _save(arguments: argparse.Namespace, tuned: Tuned, run: RunDirectory) -> Non
 
 def _write(target: Path, tuned: Tuned, label: str, argv: list[str]) -> RunDirectory:
     config = tuned.config
-    if isinstance(config.data, ExamplesData):  # the run brings its own tokenizer
+    if isinstance(config.data, ExamplesData | PairsData):  # the run brings its own tokenizer
         own = FileTokenizerConfig(path=target / "tokenizer.json").model_dump(mode="json")
         config = derive(config, data={"tokenizer": own})
     about = {

@@ -221,7 +221,11 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
             "finetuned": opened.label,
             "data": source.fingerprint,
         },
-        start=Checkpoint(model=weights, optimizer={}, state=start_state(source)),
+        start=Checkpoint(
+            model=weights,
+            optimizer={},
+            state=start_state(source) | {"keep": isinstance(objective, PreferenceObjective)},  # the reference
+        ),
     )
     return target
 
@@ -254,7 +258,7 @@ def _lessons(
                 f"chosen answers alone, with --template '{CHOSEN}'"
             )
         pairs = PairsData(path=arguments.data, val=arguments.val, tokenizer=own)
-        return pairs, PreferenceObjective(reference=opened.label, beta=arguments.beta)
+        return pairs, PreferenceObjective(reference=f"{target}@0", beta=arguments.beta)  # what it was
     examples = ExamplesData(
         path=arguments.data,
         val=arguments.val,

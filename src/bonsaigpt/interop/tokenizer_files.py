@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from bonsaigpt.data.tokenizers import END_OF_TEXT, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from bonsaigpt.data.tokenizers.chars import CHARACTERS_APART
 from bonsaigpt.data.tokenizers.vocabulary import byte_alphabet
 from bonsaigpt.errors import CheckpointError
 
@@ -33,8 +34,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         vocabulary = {character: index for index, character in enumerate(tokenizer.characters)}
         # The unknown has no token: a character that is not in the vocabulary is an error there as it is here.
         model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unknown>"}
-        split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-        return _file(model, split, {"type": "Fuse"}, tokenizer.special_tokens)
+        return _file(model, CHARACTERS_APART, {"type": "Fuse"}, tokenizer.special_tokens)
     raise CheckpointError(f"a tokenizer of kind '{tokenizer.kind}' cannot be written as tokenizer.json")
 
 

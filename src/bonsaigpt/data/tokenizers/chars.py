@@ -6,13 +6,17 @@ import difflib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from bonsaigpt.data.tokenizers.base import PieceTokenizer, smallest_dtype
-from bonsaigpt.errors import DataError, TokenizerError
+from bonsaigpt.errors import CheckpointError, DataError, TokenizerError
 
-__all__ = ["CharTokenizer", "closest_characters"]
+__all__ = ["CHARACTERS_APART", "CharTokenizer", "closest_characters", "of_single_characters"]
+
+CHARACTERS_APART = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+"""How a ``tokenizer.json`` of Hugging Face's says that every character is a word."""
 
 
 class CharTokenizer(PieceTokenizer):
@@ -58,6 +62,25 @@ class CharTokenizer(PieceTokenizer):
         """The kind, the alphabet, and the special tokens, if there are any."""
         special = {"special": list(self.special_tokens)} if self.special_tokens else {}
         return json.dumps({"kind": self.kind, "characters": "".join(self.characters)} | special)
+
+
+def of_single_characters(data: dict[str, Any], *, origin: str) -> CharTokenizer:
+    """The tokenizer of a ``tokenizer.json`` whose model is WordLevel, if its words are what `bonsai export` writes.
+
+    Raises:
+        CheckpointError: they are not: longer, in another order, or found in another way.
+    """
+    special: dict[str, int] = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    words: dict[str, int] = {word: index for word, index in data["model"]["vocab"].items() if word not in special}
+    plain = data.get("pre_tokenizer") == CHARACTERS_APART and data.get("normalizer") is None
+    if plain and all(len(word) == 1 for word in words):
+        made = CharTokenizer(words, sorted(special, key=special.__getitem__))
+        if {c: index for index, c in enumerate(made.characters)} | made.special_tokens == words | special:
+            return made
+    raise CheckpointError(
+        f"{origin} cannot be used: it is a list of words (WordLevel), of which only single characters in the order of "
+        "their code points can, as bonsai export writes them"
+    )
 
 
 _TYPOGRAPHY = dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»", "\"'") | dict.fromkeys("‐‑‒–—―−", "-")

@@ -12,7 +12,7 @@ from bonsaigpt.config import ByteTokenizerConfig, FileTokenizerConfig, Gpt2Token
 from bonsaigpt.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from bonsaigpt.data.tokenizers.bpe import BpeTokenizer
 from bonsaigpt.data.tokenizers.byte import ByteTokenizer
-from bonsaigpt.data.tokenizers.chars import CharTokenizer
+from bonsaigpt.data.tokenizers.chars import CharTokenizer, of_single_characters
 from bonsaigpt.data.tokenizers.presplit import pre_tokenizer
 from bonsaigpt.errors import CheckpointError, DataError
 
@@ -25,10 +25,10 @@ _GPT2 = "17acb4c5fec3d9985fcfd5304a801856bca70260c9b8a98596d79704d2a4158f"
 
 
 def from_json(text: str, *, origin: str = "the tokenizer") -> Tokenizer:
-    """The tokenizer that ``to_json`` wrote, or a byte-level Hugging Face ``tokenizer.json``.
+    """The tokenizer that ``to_json`` wrote, or a Hugging Face ``tokenizer.json``, byte-level or of single characters.
 
     Raises:
-        CheckpointError: ``origin`` (named in the message) is damaged, of an unknown kind, or not byte-level.
+        CheckpointError: ``origin`` (named in the message) is damaged, of an unknown kind, or neither of these.
     """
     try:
         data: Any = json.loads(text)
@@ -37,6 +37,8 @@ def from_json(text: str, *, origin: str = "the tokenizer") -> Tokenizer:
             return CharTokenizer(data["characters"], data.get("special", ()))
         if kind == "bytes":
             return ByteTokenizer(data.get("special", ()))
+        if "kind" not in data and kind == "bpe" and data["model"].get("type") == "WordLevel":
+            return of_single_characters(data, origin=origin)
         if kind == "bpe":
             return BpeTokenizer(data["tokenizer"] if "kind" in data else _in_todays_form(text, origin), origin=origin)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
