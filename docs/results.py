@@ -16,14 +16,15 @@ Above a table it says what stands in the second column, the third, and so on; ``
 cell, or that up to ": " or " (", where words for people follow. A column goes on with the WHERE of the one before it.
 What the mark says nothing of (an empty column) and empty cells stay as they are, and so does what is bold. Several
 values that stand in one place are joined by commas. ``{command}``, ``{day}`` and ``{machine}`` are known of every
-result. A mark inside a text never begins a line: Markdown would take the line for HTML.
+result. ``<!--results-->`` above a table makes it the list of all results. A mark inside a text never begins a line:
+Markdown would take the line for HTML.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).resolve().parent / "recorded" / "results"
 _PLACE = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 _WHERE = re.compile(r"([A-Za-z][^{}|]*):(?: ([^{}]*\{.*))?")
 _IN_TEXT = re.compile(r"<!--([A-Za-z][^{}|\n]*: [^\n]*?\{[^\n]*?)-->(?!\n)(.*?)<!--/-->", re.DOTALL)
-_TABLE = re.compile(r"(?:^<!--([A-Za-z][^{}|\n]*: .*\{.*)-->\n\n)?((?:^\|.*\n)+)", re.MULTILINE)
+_TABLE = re.compile(r"(?:^<!--([A-Za-z][^{}|\n]*: .*\{.*|results)-->\n\n)?((?:^\|.*\n)+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,11 @@ def write(page: str, read: Callable[[str], Result] = read_result) -> str:
     def table(found: re.Match[str]) -> str:
         if not found[1]:
             return found[0]
-        rows, columns = found[2].splitlines(), _columns(found[1])
+        rows = found[2].splitlines()
+        if found[1] == "results":
+            every = ((f"`{name}`", f"`{one.command}`", one.day) for name, one in read_results().items())
+            return "".join(f"{line}\n" for line in ["<!--results-->", "", *rows[:2], *map(_line, every)])
+        columns = _columns(found[1])
         lines = [*rows[:2], *(_row(row, columns, read) for row in rows[2:])]
         return f"<!--{found[1]}-->\n\n" + "".join(f"{line}\n" for line in lines)
 
@@ -144,7 +149,11 @@ def _row(row: str, columns: list[tuple[str, str]], read: Callable[[str], Result]
                 if name == names[-1]:
                     raise ValueError(f"row '{label}': {error}") from None
         cells[number] = _bold(filled, cells[number])
-    return "|" + "".join(f" {cell} |" if cell else " |" for cell in [first, *cells])
+    return _line([first, *cells])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 def _bold(filled: str, before: str) -> str:

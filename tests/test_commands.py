@@ -104,6 +104,14 @@ def test_every_command_is_taken_by_its_parser(
 
 
 @pytest.mark.usefixtures("parsing")
+def test_the_commands_of_results_are_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (ROOT / "docs" / "recorded" / "results").glob("*.json"):
+        line = json.loads(file.read_text(encoding="utf-8"))["command"]
+        if "jax" not in line or find_spec("optax") is not None:
+            assert taken(line, monkeypatch), f"{file.name}: {line}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.usefixtures("parsing")
 @pytest.mark.parametrize("line", ["bonsai eval runs/a --detials", "python benchmarks/blocks.py --stepz 3"])
 def test_a_flag_that_is_not_there_is_seen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not taken(line, monkeypatch)

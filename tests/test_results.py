@@ -127,6 +127,15 @@ def test_columns_of_two_results() -> None:
     assert "| int4 | 12.50 % | 7 |\n" in results.write(page, read)
 
 
+def test_the_list_of_results_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    ONE.save(tmp_path / "one.json")
+    page = "<!--results-->\n\n| Result | Command | Day |\n|---|---|---|\n| gone | | |\n\nText.\n"
+    wanted = page.replace("| gone | | |", "| `one` | `python benchmarks/a.py` | 2026-01-02 |")
+    assert results.write(page) == wanted
+    assert results.read_result("one") == ONE
+
+
 def test_a_first_column_may_be_left_alone() -> None:
     page = "<!--one/arms/*: | {added:g}-->\n\n| F | a | b |\n|---|---|---|\n| int4 | 4.5 | ? |\n"
     assert "| int4 | 4.5 | 0.125 |\n" in results.write(page, read)
