@@ -24,12 +24,14 @@ MEASURED = re.compile(r"\d\.\d|\d,\d{3}|\d ?%|\d ?(?:ms|s|MB|MiB|kB|GB|x)\b|[+-]
 
 PEERS = "needs other projects (nanoGPT, LitGPT, Hugging Face, tiktoken), which are not on every machine"
 LONG = "measured on many seeds before outputs were kept; the command beside it takes longer than half an hour"
-HAND = "put together by hand from several runs; the commands stand beside it"
+HAND = (
+    "of runs whose outputs were not kept; the command beside it takes minutes, or texts that are not on every machine"
+)
 KNOWN = "not measured: limits, sizes and examples"
 
 BY_HAND = [
     ("LOG.md", "Date", PEERS),
-    ("README.md", "What", HAND),
+    ("README.md", "What", PEERS),
     ("blocks.md", "variant", LONG),
     ("blocks.md", "variant", LONG),
     ("blocks.md", "attention", KNOWN),
@@ -39,7 +41,7 @@ BY_HAND = [
     ("finetuning.md", "seeds 1, 2 and 3", HAND),
     ("finetuning.md", "", HAND),
     ("health.md", "In health.jsonl", KNOWN),
-    ("health.md", "", HAND),
+    ("health.md", "", KNOWN),
     ("jax.md", "", HAND),
     ("kronecker.md", "kind", KNOWN),
     ("kronecker.md", "", LONG),
