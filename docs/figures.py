@@ -111,9 +111,16 @@ def fill(page: str, recorded: list[Recorded]) -> str:
 
 
 def written(page: Path) -> str:
-    """The page with all that recordings and results say of it."""
+    """The page with all that recordings and results say of it.
+
+    Raises:
+        ValueError: a mark names what is not there; with the page's name.
+    """
     text, recorded = page.read_text(encoding="utf-8"), read_record(page)
-    return write(fill(text, recorded) if recorded else text)
+    try:
+        return write(fill(text, recorded) if recorded else text)
+    except ValueError as error:
+        raise ValueError(f"{page.name}: {error}") from None
 
 
 def figures_of(output: str) -> dict[str, Any]:
@@ -218,15 +225,15 @@ def main() -> None:
     keeping.add_argument("--day", default=f"{datetime.now(UTC):%Y-%m-%d}", help="of the run (default: today)")
     verbs.add_parser("fill", help="write everything into the pages")
     arguments = parser.parse_args()
-    if arguments.what == "keep":
-        return keep(arguments)
-    if arguments.what == "record":
-        record(DOCS / arguments.page, arguments.folder or Path(arguments.page).with_suffix(""))
-    for page in PAGES:
-        try:
-            text = written(page)
-        except ValueError as error:
-            raise SystemExit(f"{page.name}: {error}") from None
+    try:
+        if arguments.what == "keep":
+            return keep(arguments)
+        if arguments.what == "record":
+            record(DOCS / arguments.page, arguments.folder or Path(arguments.page).with_suffix(""))
+        texts = {page: written(page) for page in PAGES}
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"figures.py: {error}") from None
+    for page, text in texts.items():
         if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
             print(page)

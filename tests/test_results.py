@@ -194,5 +194,5 @@ def test_a_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert json.loads((tmp_path / "one.json").read_text())["figures"] == {"0": {"val_loss": 2.5}}
     log.write_text("nothing\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [*call, "--", "python", "benchmarks/a.py"])
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(SystemExit, match="no JSON object"):
         figures.main()
