@@ -237,4 +237,10 @@ def load_engine(name: str = "torch", **placement: Any) -> Engine:
         raise DeviceError(
             f"the JAX engine needs {error.name}, which is not here: pip install 'bonsaigpt[jax]', or --engine torch"
         ) from None
+    except (ImportError, RuntimeError) as error:  # of JAX itself, or versions that do not fit each other
+        if name != "jax":
+            raise
+        raise DeviceError(
+            f"jax is here, but does not load: {error}. Mend it (pip install -U 'bonsaigpt[jax]') or take --engine torch"
+        ) from error
     return made(**placement)

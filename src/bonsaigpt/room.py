@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from bonsaigpt.config import LogitsDistill, RunConfig
-from bonsaigpt.errors import DeviceError
+from bonsaigpt.errors import BonsaiError, DeviceError
 from bonsaigpt.spec import parameter_count
 from bonsaigpt.trace import Room
 from bonsaigpt.units import named, size
@@ -115,7 +115,9 @@ def choose_rows(
             return Choice(rows, why, fits=True)
         fitting = None if asked else fitting_rows(count, min(rows, own), space.usable)
         single = 0 if fitting else least()
-    except Exception as error:  # what torch cannot do with fake tensors on some device is no reason not to train
+    except BonsaiError:
+        raise
+    except Exception as error:  # that an engine cannot count on some device (fake tensors, XLA) is no reason to stop
         return Choice(rows, f"{why}; its memory could not be counted ({type(error).__name__})", fits=True)
     free = f"{size(space.free)} are free"
     if fitting:

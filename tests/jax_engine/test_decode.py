@@ -33,9 +33,25 @@ def decoder_of(model: GPT, rows: int = 2) -> JaxDecoder:
     return ENGINE.decoder(ENGINE.model(model.config, weights(model)), rows=rows)
 
 
-@pytest.mark.parametrize("name", ["shared, in windows", "linear, rope"])
-def test_pieces_steps_copies_and_going_back_are_the_whole_text(name: str) -> None:
-    model = model_of(name)
+ADAPTERS = {
+    "*.attn.c_attn.weight": {"kind": "dora", "rank": 2},
+    "*.attn.c_proj.weight": {"kind": "lora", "rank": 2},
+    "*.c_fc.weight": {"kind": "lokr", "a_shape": [16, 8]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("shared, in windows", {}),
+        ("linear, rope", {}),
+        ("gpt2", {"tie_embeddings": False, "n_layer": 1}),
+        ("gpt2", {"structure": ADAPTERS, "n_layer": 1}),
+        ("structured", {}),
+    ],
+)
+def test_pieces_steps_copies_and_going_back_are_the_whole_text(name: str, changes: dict[str, Any]) -> None:
+    model = model_of(name, **changes)
     wished = logits_of(model, TEXT)
     assert np.abs(wished).max() > 0.5  # otherwise 2e-5 would mean little
     decoder = decoder_of(model)

@@ -52,6 +52,17 @@ def test_without_jax_or_a_piece_of_it_a_sentence(
     assert all(done.returncode == 0 for done in found[1:]), found[-1].stderr
 
 
+def test_a_jax_that_does_not_load_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise ImportError("libcuda broken")
+
+    monkeypatch.setattr("bonsaigpt.engines.import_module", broken)
+    with pytest.raises(DeviceError, match=r"jax is here, but does not load: libcuda broken\. .* --engine torch"):
+        load_engine("jax")
+    with pytest.raises(ImportError, match="libcuda"):  # of torch it is ours to mend
+        load_engine("torch")
+
+
 def test_an_unknown_engine_suggests_the_right_one() -> None:
     with pytest.raises(DeviceError, match="Did you mean 'jax'"):
         load_engine("jaxx")
@@ -77,6 +88,8 @@ def engine() -> Any:
         ({"model": {"mlp": {"kind": "moe"}}}, "mixtures of experts"),
         ({"optim": {"distill": {"kind": "logits", "teacher": "x"}}}, "teacher"),
         ({"train": {"kv": "window(8), int4"}}, "cache policy"),
+        ({"optim": {"objective": {"kind": "reward"}}, "data": {"kind": "sort"}, "train": {"batch_size": 8}}, "rewards"),
+        ({"train": {"engine": "jax", "tensor_parallel": 3}}, "shared by 3"),
         (
             {"train": {"memory": {"kind": "hidden", "length": 4}}, "data": {"kind": "stdlib", "order": "streams"}},
             "memory",
@@ -90,7 +103,7 @@ def test_what_is_not_built_is_refused_before_anything_is_made(
         {"model": {"vocab_size": 9, "position": {"kind": "none"}} | settings.pop("model", {}), **settings},
         origin="test",
     )
-    with pytest.raises(DeviceError, match=f"the JAX engine does not .*{words}.*: use --engine torch"):
+    with pytest.raises(DeviceError, match=f"{words}.*: use --"):
         engine.check_fits(config)
 
 

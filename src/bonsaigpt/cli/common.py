@@ -109,7 +109,15 @@ def add_settings(parser: Parser, *sections: str, **narrower: Any) -> CliSettings
     # "unset", because `none` is a kind of position.
     source = CliSettingsSource(flags, root_parser=parser, cli_parse_none_str="unset", cli_hide_none_type=True)
     _tell_the_truth(parser, setting_docs(flags))
+    _shorten(parser, "--train.engine", "--engine")
     return source
+
+
+def _shorten(parser: Parser, flag: str, short: str) -> None:
+    """A second name for a flag, where the verb has it."""
+    if (action := parser._option_string_actions.get(flag)) is not None:
+        action.option_strings = [*action.option_strings, short]
+        parser._option_string_actions[short] = action
 
 
 def _tell_the_truth(parser: Parser, docs: dict[str, dict[str, list[str]]]) -> None:

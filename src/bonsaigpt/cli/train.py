@@ -93,11 +93,6 @@ def train_run(argv: list[str]) -> tuple[RunDirectory, int]:
         help="tell what the run would be, and train nothing: size, memory, work, time, disk, final loss",
     )
     parser.add_argument(
-        "--engine",
-        choices=["torch", "jax"],
-        help="what computes; short for --train.engine (default: as the recipe has it)",
-    )
-    parser.add_argument(
         "--init",
         metavar="MODEL",
         help="start from the weights of another run (RUN, RUN@last, RUN@500), or of a folder in Hugging Face's format, "
@@ -107,8 +102,6 @@ def train_run(argv: list[str]) -> tuple[RunDirectory, int]:
     source = add_settings(parser)
     arguments = parser.parse(argv)
     overrides = settings(source, argv)
-    if arguments.engine is not None:
-        overrides = recipes.merge(overrides, {"train": {"engine": arguments.engine}})
     process = Process.here()
     console = Console(stderr=False, quiet=not process.is_main)
 

@@ -105,7 +105,8 @@ class TrainConfig(Config):
     (toys, examples); or the largest share of pairs in which the chosen answer gained on the rejected one
     (optim.objective.kind = preference). Of equal shares the lower loss decides."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """Devices that share the matrices of each block, under train.engine = jax: heads and hidden units are dealt out."""
+    """Devices that share the matrices of each block, under train.engine = jax: outputs on the way in, inputs on the
+    way out."""
     patience: int = Field(default=0, ge=0)
     """Stop after so many evaluations without a new best; 0 never stops early."""
     guard: GuardConfig = GuardConfig()

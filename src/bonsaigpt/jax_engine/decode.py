@@ -48,7 +48,7 @@ def turned(config: ModelConfig, params: Params) -> Params:
 
     A program whose arguments are so turned, and which begins by turning them back, multiplies one token by them as they
     lie. Else XLA on a CPU turns them around within the loop over the outputs, and computes all that is fused there,
-    such as a GELU, once for each output: 2.5 times slower at a width of 128.
+    such as a GELU, once for each output: 2.5 times slower at a width of 128. A decoder so has matrices of its own.
     """
     flipped = jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, params)
     tables = ("wpe",) if config.tie_embeddings else ("wpe", "wte")  # rows of these are taken, nothing is multiplied
@@ -167,7 +167,7 @@ class JaxDecoder:
 
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         asked = np.asarray(rows).tolist()
-        if len(asked) != len(tokens) or len(set(asked)) != len(asked):
+        if not asked or len(asked) != len(tokens) or len(set(asked)) != len(asked):
             raise GenerateError(f"rows {asked} with {len(tokens)} tokens cannot be: one token for each of some rows")
         self._check(asked, tokens, 1)
         if (logits_V := self._go_on(int(tokens[0])) if self.rows == 1 else None) is not None:
@@ -227,6 +227,8 @@ class JaxDecoder:
         return length
 
     def copy_row(self, source: int, target: int) -> None:
+        self._check_row(source)
+        self._check_row(target)
         self._cache = self._copy(self._cache, np.int32(source), np.int32(target))
         self._tokens[target] = list(self._tokens[source])
 

@@ -29,14 +29,14 @@ from bonsaigpt.config import (
     derive,
 )
 from bonsaigpt.data.batches import Batch
-from bonsaigpt.errors import DeviceError, GenerateError
+from bonsaigpt.errors import GenerateError
 from bonsaigpt.jax_engine import optim, sharding
 from bonsaigpt.jax_engine.ceiling import copy_rate, product_rate, read_rate
 from bonsaigpt.jax_engine.compiling import Program, Report, program
 from bonsaigpt.jax_engine.decode import JaxDecoder
 from bonsaigpt.jax_engine.device import Placement, choose_placement
 from bonsaigpt.jax_engine.distributed import World
-from bonsaigpt.jax_engine.model import Model, Params, flat, forward, init, narrowed, nested
+from bonsaigpt.jax_engine.model import Model, Params, flat, hidden, init, logits, narrowed, nested
 from bonsaigpt.jax_engine.observing import observe
 from bonsaigpt.jax_engine.refusing import REFUSED, refuse, refuse_model, refuse_run
 from bonsaigpt.jax_engine.rounding import rounded
@@ -94,7 +94,8 @@ class JaxEngine:
             DeviceError: in one sentence what it is, and what does.
         """
         refuse_run(config)
-        shards = self._mesh(config).size if config.train.parallel == "fsdp" else config.train.tensor_parallel
+        mesh = self._mesh(config)
+        shards = mesh.size if config.train.parallel == "fsdp" else mesh.shape["model"]
         refuse_hopeless(config, self.room(), shards=shards)
 
     def resolve(
@@ -116,6 +117,10 @@ class JaxEngine:
             why["optim.matrices.precision"] = f"{chosen}: as the products of the model"
         if config.train.health.interval:
             why["train.health"] = "no looks at health are taken in JAX"
+        if config.train.workers > 1:
+            why["train.workers"] = "one: XLA shares out the work of a step itself"
+        if config.train.compile == "on":
+            why["train.compile"] = "XLA compiles every step; the setting is torch.compile's"
         return config, why
 
     def _rows_of_a_pass(self, config: RunConfig) -> Choice:
@@ -145,7 +150,9 @@ class JaxEngine:
     def report(self, config: RunConfig) -> Report:
         """What compiling the step of a resolved configuration takes and makes, for the devices of this process."""
         B, T = config.train.batch_size, config.model.block_size
-        blank = Batch(tokens_BT=np.zeros((B, T)), targets_BT=np.zeros((B, T)), count=B * T)
+        documents_BT = np.zeros((B, T)) if getattr(config.data, "document_mask", False) else None
+        zeros_BT = np.zeros((B, T))
+        blank = Batch(tokens_BT=zeros_BT, targets_BT=zeros_BT, documents_BT=documents_BT, count=B * T)
         mesh, learned = self._alone(config)._mesh(config), self._blank(config)
         layout = sharding.of_learned(config, mesh, learned)
         learned = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), learned, layout)
@@ -263,18 +270,7 @@ class JaxEngine:
         return weights | {name: value for name, value in rest.items() if name != "guard"}
 
     def _mesh(self, config: RunConfig) -> Mesh:
-        """The mesh of a run.
-
-        Raises:
-            DeviceError: as many devices as there are cannot share matrices so.
-        """
-        devices, share = self.placement.devices, config.train.tensor_parallel
-        if len(devices) % share:
-            raise DeviceError(
-                f"train.tensor_parallel = {share} does not divide the {len(devices)} devices that are here: use one of "
-                f"{[n for n in range(1, len(devices) + 1) if len(devices) % n == 0]}"
-            )
-        return sharding.make_mesh(devices, model=share)
+        return sharding.make_mesh(self.placement.devices, model=config.train.tensor_parallel)
 
     def _program(self, config: RunConfig, mesh: Mesh, layout: Any) -> Program:
         results = layout, sharding.whole(mesh)
@@ -414,5 +410,7 @@ class JaxEngine:
 
 
 def _logits_at(config: ModelConfig, params: Params, tokens_BT: jax.Array, last: jax.Array, *, dtype: Any) -> jax.Array:
-    logits_BTV = forward(config, narrowed(params, dtype), tokens_BT)
-    return jax.lax.dynamic_index_in_dim(logits_BTV, last, axis=1, keepdims=False).astype(jnp.float32)
+    params = narrowed(params, dtype)
+    hidden_BTD, _ = hidden(config, params, tokens_BT)
+    hidden_BD = jax.lax.dynamic_index_in_dim(hidden_BTD, last, axis=1, keepdims=False)
+    return logits(config, params, hidden_BD).astype(jnp.float32)

@@ -36,6 +36,8 @@ def refuse_run(config: RunConfig) -> None:
     refuse_model(config.model)
     if isinstance(config.optim.distill, LogitsDistill):
         refuse("learn from a teacher (optim.distill)")
+    if config.optim.objective.kind != "likelihood":
+        refuse("learn from preferences or rewards (optim.objective)")
     if config.train.memory.kind != "none":
         refuse("carry a memory from batch to batch (train.memory)")
     if config.train.kv:

@@ -3,8 +3,9 @@
 The mesh has two axes. Along ``data`` each device takes rows of the batch; under ``train.parallel = fsdp`` weights and
 the optimizer's state are cut along it as well (ZeRO, Rajbhandari et al. 2020, stage 3), and XLA gathers a layer's when
 it is needed. Along ``model`` the maps of a block are cut by outputs on the way in and by inputs on the way out (Shoeybi
-et al. 2019, Megatron-LM, section 3), so heads and hidden units are shared out. XLA puts in what devices say to each
-other.
+et al. 2019, Megatron-LM, section 3), so hidden units are shared out; of queries, keys and values, which are outputs of
+one map in that order, a device has a part that is not whole heads, and XLA moves what is missing. It puts in all that
+devices say to each other.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bonsaigpt.config import ModelConfig, RunConfig
+from bonsaigpt.errors import DeviceError
 from bonsaigpt.jax_engine.model import nested
 from bonsaigpt.jax_engine.optim import Moments
 from bonsaigpt.jax_engine.step import Learned
@@ -39,7 +41,18 @@ not divide what it would cut leaves it whole, and ``data`` cuts under fsdp alone
 
 
 def make_mesh(devices: Sequence[Any], *, model: int = 1) -> Mesh:
-    """All devices in rows of ``model``, which share the maps of a block."""
+    """All devices in rows of ``model``, which share the maps of a block.
+
+    Raises:
+        DeviceError: as many as there are do not make such rows.
+    """
+    if len(devices) % model:
+        divisors = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise DeviceError(
+            f"matrices cannot be shared by {model} devices (train.tensor_parallel) where there "
+            f"{'is one' if len(devices) == 1 else f'are {len(devices)}'}: use --train.tensor_parallel "
+            f"{' or '.join(divisors)}"
+        )
     shape = len(devices) // model, model
     return Mesh(np.array(devices).reshape(shape), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 

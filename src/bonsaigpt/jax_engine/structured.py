@@ -51,7 +51,7 @@ def dense(weight: Weight) -> Array:
             return jnp.einsum("bajr,jbrk->abjk", left, right).reshape(structure.out, structure.into)
         case Adapted():
             changed = _changed(structure, f)
-            return changed * _lengths(f, changed)[:, None] if structure.magnitude else changed
+            return changed * _lengths(f, changed).astype(changed.dtype)[:, None] if structure.magnitude else changed
         case _:
             raise AssertionError(f"{structure} is not made of factors")
 
@@ -95,7 +95,8 @@ def _lengths(factors: dict[str, Any], changed: Array) -> Array:
 
 
 def _scaled(structure: Kronecker, factors: dict[str, Array]) -> Array:
-    return factors["A"] * factors["s"][:, None, None] if structure.scalers else factors["A"]
+    A = factors["A"]
+    return A * factors["s"].astype(A.dtype)[:, None, None] if structure.scalers else A
 
 
 def _kronecker(structure: Kronecker, factors: dict[str, Array], x_TI: Array, order: str) -> Array:
