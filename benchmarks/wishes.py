@@ -46,14 +46,17 @@ def main() -> None:
                 ledger.add(f"{name} {seed}", [name, seed, steps], one)
             figures.setdefault(name, []).append(one)
             print(name, seed, one, flush=True)
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    told: dict[str, dict[str, list[float]]] = {}
     for name, several in figures.items():
         for figure in several[0]:
             values = [one[figure] for one in several]
             rows.append((name, figure, f"{np.mean(values):.2f}", *(f"{value:.2f}" for value in values)))
+            what, _, when = figure.partition(",")[0].rpartition(" ")
+            told.setdefault(what, {})[when] = values
     seeds = [f"seed {seed}" for seed in range(1, arguments.seeds + 1)]
     show("preferences and rewards", ["learned from", "figure", "mean", *seeds], rows)
-    finish({"benchmark": "wishes"} | figures)
+    finish({"benchmark": "wishes", "figures": told})
 
 
 def reward(work: Path, seed: int, steps: int) -> dict[str, float]:

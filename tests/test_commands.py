@@ -31,7 +31,6 @@ BENCHMARKS = ROOT / "benchmarks"
 PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 ELSEWHERE = {
-    "benchmarks/clinc.py": "half an hour; its figures carry their command on the page",
     "benchmarks/blocks.py": "half an hour",
     "benchmarks/track/effects.py": "half an hour",
 }

@@ -38,8 +38,6 @@ BY_HAND = [
     ("corpora.md", "source", KNOWN),
     ("data.md", "--data.tokenizer.kind", KNOWN),
     ("decoding.md", "", PEERS),
-    ("finetuning.md", "seeds 1, 2 and 3", HAND),
-    ("finetuning.md", "", HAND),
     ("health.md", "In health.jsonl", KNOWN),
     ("health.md", "", KNOWN),
     ("jax.md", "", HAND),
