@@ -182,7 +182,7 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
     assert bonsai("finetune", "tiny", *either, "--name", "either") == 0
     assert bonsai("finetune", "either", *flags, "--epochs", 4, "--optim.lr", 0.01, "--name", "prefers") == 0
     run = RunDirectory.open(Path("runs/prefers"))
-    assert "50.00% of pairs ordered, margin 0.000" in capsys.readouterr().out
+    assert "50.00% of pairs gained, margin 0.000" in capsys.readouterr().out
     lines = [line for line in read_metrics(run.path / "metrics.jsonl") if "val_loss" in line]
     assert (lines[0]["val_ordered"], lines[0]["val_margin"]) == (0.5, 0.0)
     best = max(lines, key=lambda line: (line["val_ordered"], -line["val_loss"]))
@@ -195,7 +195,7 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
     assert (history.score("ordered"), history.score("margin")) == (1.0, best["val_margin"])
     assert history.best["val_loss"] == min(line["val_loss"] for line in lines)
     page = write_report(run).read_text(encoding="utf-8")
-    assert "Pairs ordered" in page
+    assert "Pairs gained" in page
     assert {"ordered", "margin"} <= set(comparison([run])[0])
     assert run.config.optim.objective.model_dump() == {
         "kind": "preference",
@@ -222,6 +222,21 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
     shutil.rmtree("runs/either")
     assert bonsai("train", "prefers", "--resume", "--train.steps", 26) == 0
     assert read_metrics(run.path / "metrics.jsonl")[-1]["val_margin"] > best["val_margin"] / 2
+
+
+def test_pairs_are_refused_before_anything_is_made(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mixed.jsonl").write_text('{"prompt": "c", "chosen": "at"}\n' + PAIRS)
+    assert bonsai("finetune", "tiny", "--data", "mixed.jsonl", "--name", "mixed") == 2
+    assert "mixed.jsonl, line 1 lacks 'chosen' or 'rejected'" in capsys.readouterr().err
+    Path("pairs.jsonl").write_text(PAIRS)
+    pytest.importorskip("optax")
+    chosen = ["--data", "pairs.jsonl", "--train.steps", 1, "--template", "{prompt}{chosen}", "--name", "knows-ends"]
+    assert bonsai("finetune", "tiny", *chosen) == 0
+    words = ["--data", "pairs.jsonl", "--train.batch_size", 8, "--engine", "jax", "--name", "in-jax"]
+    assert bonsai("finetune", "knows-ends", *words) == 2
+    assert "JAX engine does not learn from preferences" in capsys.readouterr().err
+    assert not Path("runs/mixed").exists()
+    assert not Path("runs/in-jax").exists()
 
 
 def test_a_folder_of_anothers_is_tuned_by_pairs_and_with_adapters(

@@ -13,7 +13,7 @@ import torch
 
 from bonsaigpt.checkpoint import Checkpoint, RunDirectory
 from bonsaigpt.cli import main
-from bonsaigpt.config import GuardConfig
+from bonsaigpt.config import GuardConfig, PreferenceObjective
 from bonsaigpt.torch_engine.engine import TorchEngine
 from bonsaigpt.torch_engine.parallel import Replicated
 from bonsaigpt.train.callbacks.jsonl import read_metrics
@@ -226,6 +226,16 @@ def test_patience_stops_a_run_that_no_longer_gets_better(train) -> None:
     assert run.load("last").state["step"] <= 80
     _, patient = train("patient", "--train.patience", "0", "--optim.lr", "1e-12")
     assert patient.load("last").state["step"] == 120
+
+
+def test_a_loss_that_is_not_to_fall_runs_away_from_nothing() -> None:
+    """Of preferences half the targets are to become unlikely; what is not finite is trouble all the same."""
+    watch = Watch(GuardConfig(max_skips=3), descends=PreferenceObjective(reference="x").descends)
+    for loss in (0.3, 2.5, 2.5, 2.5):
+        assert watch.trouble(loss=loss, skipped_in_a_row=0) is None
+    assert not watch.is_lost(7.0, training_loss=7.0)
+    assert watch.is_lost(math.nan, training_loss=2.5)
+    assert watch.trouble(loss=2.5, skipped_in_a_row=3) is not None
 
 
 def test_the_watch_by_hand() -> None:

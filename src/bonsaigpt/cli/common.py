@@ -372,6 +372,8 @@ def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
 
 def tell(line: str) -> None:
     """Print a line for people, beside what a program may read from standard output."""
+    if hushed.get():
+        return
     Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 

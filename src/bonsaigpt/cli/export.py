@@ -197,7 +197,7 @@ def _card(opened: Opened, name: str, dtype: str, facts: dict[str, str]) -> str:
         "val_perplexity": "perplexity a token",
         "val_bits_per_byte": "bits per byte",
         "val_exact": "exactly right, share of rows",
-        "val_ordered": "pairs ordered as preferred, share",
+        "val_ordered": "pairs whose chosen answer gained on the rejected one in the tuning, share",
         "val_margin": "margin of the preferred answer, nats times beta",
     }
     measured = {words: f"{evaluation[key]:.4f}" for key, words in units.items() if key in evaluation}

@@ -26,7 +26,7 @@ from bonsaigpt.cli.common import (
     settings,
     whisper,
 )
-from bonsaigpt.cli.experiment import with_overrides
+from bonsaigpt.cli.experiment import make_engine, with_overrides
 from bonsaigpt.cli.train import train_made
 from bonsaigpt.config import (
     DataConfig,
@@ -210,6 +210,7 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     if "steps" in overrides.get("train", {}):
         steps = first.train.steps
     config = config_for(steps, source.exact_match)
+    make_engine(config).close()  # refuses what it cannot compute before anything is made
     _tell_parameters(config, say)
     RunDirectory.create(
         target,

@@ -182,6 +182,8 @@ class LikelihoodObjective(Config):
 
     tuning_share: ClassVar[float] = 0.3
     """Where a tuning's learning rates begin, as a share of those of the training from random weights."""
+    descends: ClassVar[bool] = True
+    """Whether the mean loss of all targets is to fall."""
     kind: Literal["likelihood"] = "likelihood"
     """Which objective."""
 
@@ -192,6 +194,8 @@ class PreferenceObjective(Config):
 
     tuning_share: ClassVar[float] = 0.03
     """At ten times that a pair's margin grows by making both of its answers unlikely."""
+    descends: ClassVar[bool] = False
+    """Half of the targets are of answers that are to become unlikely."""
     kind: Literal["preference"] = "preference"
     """Which objective."""
     reference: str = Field(min_length=1)
@@ -207,6 +211,8 @@ class RewardObjective(Config):
 
     tuning_share: ClassVar[float] = 0.3
     """As of the likelihood."""
+    descends: ClassVar[bool] = False
+    """The targets are the model's own answers, good and bad."""
     kind: Literal["reward"] = "reward"
     """Which objective."""
     samples: int = Field(default=8, ge=2)

@@ -103,13 +103,13 @@ def parity(
 
 def comparable(config: RunConfig) -> RunConfig:
     """The run with everything left out that one engine or one device alone has: noise, narrow products, kernels, a
-    teacher, a memory; in two micro-batches of a row each."""
+    teacher, preferences, a memory; in two micro-batches of a row each."""
     matrices = config.optim.matrices
     wide = {"matrices": matrices.model_dump() | {"precision": "fp32"}} if isinstance(matrices, MuonMatrices) else {}
     return derive(
         config,
         model={"dropout": 0.0},
-        optim={"distill": {"kind": "none"}, **wide},
+        optim={"distill": {"kind": "none"}, "objective": {"kind": "likelihood"}, **wide},
         train={
             "batch_size": 2,
             "micro_batch": 1,

@@ -84,7 +84,8 @@ def _key_figures(history: History) -> str:
         entries.append(("Bits per byte", _number(bits, ".3f"), "comparable across tokenizers"))
     ordered, margin = history.score("ordered"), history.score("margin")
     if ordered is not None and margin is not None:
-        entries.append(("Pairs ordered", f"{ordered:.2%}", f"of unseen ones, by a margin of {margin:.3f} on average"))
+        meaning = f"of unseen ones: the chosen answer gained on the other, by {margin:.3f} on average"
+        entries.append(("Pairs gained", f"{ordered:.2%}", meaning))
     model = history.config.model
     entries += [
         (

@@ -106,6 +106,10 @@ def last_checkpoint(engine: Engine, run: RunDirectory) -> Path | None:
     return None if found is None else Path(found)
 
 
+def _watch(config: RunConfig) -> Watch:
+    return Watch(config.train.guard, descends=config.optim.objective.descends)
+
+
 @dataclass
 class _Pace:
     """The work since the last line of metrics, and the time that it took: evaluating and saving are not in it."""
@@ -150,7 +154,7 @@ class _Trainer:
         self.run, self.listeners = run, listeners
         self.objective = objective_of(config, engine, source)
         self.signal = 0
-        self.batches, self.watch, self.rollbacks = source, Watch(config.train.guard), 0
+        self.batches, self.watch, self.rollbacks = source, _watch(config), 0
         self._go_to(resume)
 
     def _go_to(self, saved: Path | None) -> None:
@@ -312,7 +316,7 @@ class _Trainer:
             rate = learning_rate(self.config, noticed - 1)
             raise DivergenceError(diagnosis(self.config, step=noticed, why=why, rate=rate, last_good=saved))
         self.rollbacks = rollbacks + 1
-        self.watch = Watch(self.config.train.guard)
+        self.watch = _watch(self.config)
         self._go_to(good)
         self.seconds = seconds  # the time was spent all the same
         self._tell("on_rollback", RollbackEvent(step=noticed, back_to=self.step, why=why))

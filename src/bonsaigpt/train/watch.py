@@ -19,6 +19,8 @@ class Watch:
     """What the loop remembers of the training losses at every ``LOOK`` steps; part of every checkpoint."""
 
     guard: GuardConfig
+    descends: bool = True
+    """Whether the training loss is to fall: what the run's objective says."""
     lowest: float = float("inf")
     """The lowest, nats a token."""
     high: int = 0
@@ -38,7 +40,7 @@ class Watch:
 
     def is_far(self, loss: float) -> bool:
         """Whether a loss is out of all proportion to what the run has reached: no batch and no schedule explains it."""
-        return not loss <= 2.0 * self.lowest + 1.0
+        return self.descends and not loss <= 2.0 * self.lowest + 1.0
 
     def is_lost(self, validation_loss: float, *, training_loss: float) -> bool:
         """Whether weights with these losses must not be saved. A model that only overfits may have as high a validation

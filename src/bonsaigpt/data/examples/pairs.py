@@ -125,12 +125,18 @@ def pair_batches(
 
 
 def are_pairs(path: Path) -> bool:
-    """Whether a file's first line has an answer that was chosen and one that was rejected.
+    """Whether a file has answers that were chosen and answers that were rejected.
 
     Raises:
-        DataError: it cannot be read, or has no line.
+        DataError: it cannot be read, has no line, or a rejected answer in some lines alone.
     """
-    return read_records(path)[0][1].keys() >= {"chosen", "rejected"}
+    records = read_records(path)
+    lacking = [where for where, record in records if not record.keys() >= {"chosen", "rejected"}]
+    if lacking and len(lacking) < len(records):
+        raise DataError(
+            f"{lacking[0]} lacks 'chosen' or 'rejected', which other lines have: every line is a pair, or none"
+        )
+    return not lacking
 
 
 def _encoded(examples: Sequence[Example], tokenizer: Tokenizer, block_size: int) -> Encoded:

@@ -30,7 +30,7 @@ def score_line(evaluation: Evaluation) -> str:
     if evaluation.exact is not None:
         parts.append(f"{evaluation.exact:.2%} exact")
     if evaluation.ordered is not None:
-        parts.append(f"{evaluation.ordered:.2%} of pairs ordered, margin {evaluation.margin:.3f}")
+        parts.append(f"{evaluation.ordered:.2%} of pairs gained, margin {evaluation.margin:.3f}")
     if evaluation.parts is not None:
         parts.append(f"({', '.join(f'{name} {loss:.4f}' for name, loss in evaluation.parts.items())})")
     return "  ".join(parts)
