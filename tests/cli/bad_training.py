@@ -100,7 +100,7 @@ TEXTS = [
     Case(
         "gpt2 tokenizer of words",
         f"{NEW} --data.tokenizer.kind gpt2 --data.tokenizer.path words.json",
-        ("words.json", "byte-level"),
+        ("words.json", "a list of words (WordLevel)"),
         write(
             "words.json",
             json.dumps({"version": "1.0", "model": {"type": "WordLevel", "vocab": {"ein Wort": 0}, "unk_token": "x"}}),

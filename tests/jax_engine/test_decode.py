@@ -33,20 +33,12 @@ def decoder_of(model: GPT, rows: int = 2) -> JaxDecoder:
     return ENGINE.decoder(ENGINE.model(model.config, weights(model)), rows=rows)
 
 
-ADAPTERS = {
-    "*.attn.c_attn.weight": {"kind": "dora", "rank": 2},
-    "*.attn.c_proj.weight": {"kind": "lora", "rank": 2},
-    "*.c_fc.weight": {"kind": "lokr", "a_shape": [16, 8]},
-}
-
-
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("shared, in windows", {}),
         ("linear, rope", {}),
         ("gpt2", {"tie_embeddings": False, "n_layer": 1}),
-        ("gpt2", {"structure": ADAPTERS, "n_layer": 1}),
         ("structured", {}),
     ],
 )
