@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bonsaigpt.config import ConstantSchedule, CosineSchedule, RunConfig, derive
 from bonsaigpt.errors import DeviceError
 from bonsaigpt.measure import Evaluation
-from bonsaigpt.train.callbacks.console import score_line
+from bonsaigpt.train.callbacks.console import ConsoleProgress, score_line
 from bonsaigpt.train.callbacks.jsonl import read_metrics
 from bonsaigpt.train.callbacks.wandb import WandB
+from bonsaigpt.train.events import Outcome
 from bonsaigpt.train.schedule import learning_rate
 
 
@@ -68,3 +71,13 @@ def test_wandb_without_the_package_says_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(DeviceError, match=r"bonsaigpt\[wandb\]"):
         WandB("project")
+
+
+@pytest.mark.parametrize(
+    ("step", "words"), [(0, "SIGTERM: before the first step: nothing to save"), (7, "SIGTERM: saved at step 7")]
+)
+def test_a_stop_says_what_was_saved(step: int, words: str) -> None:
+    told = StringIO()
+    listener = ConsoleProgress(Console(file=told))
+    listener.on_stop(Outcome(step=step, reason="SIGTERM", best_loss=2.9, best_step=0, remark=None))
+    assert told.getvalue().splitlines() == [words, "best validation loss 2.9000 at step 0"]

@@ -98,7 +98,8 @@ class ConsoleProgress(Callback):
         if event.reason == "patience":
             self._console.print(f"stopped at step {event.step:,}: no new best for long enough", highlight=False)
         elif event.reason != "done":
-            self._console.print(f"[yellow]{event.reason}[/]: saved at step {event.step:,}", highlight=False)
+            what = f"saved at step {event.step:,}" if event.step else "before the first step: nothing to save"
+            self._console.print(f"[yellow]{event.reason}[/]: {what}", highlight=False)
         self._console.print(f"best validation loss {event.best_loss:.4f} at step {event.best_step:,}", highlight=False)
         if event.remark is not None:
             self._console.print(f"[yellow]{escape(event.remark)}[/]", highlight=False, soft_wrap=True)
