@@ -40,7 +40,6 @@ BY_HAND = [
     ("decoding.md", "", PEERS),
     ("health.md", "In health.jsonl", KNOWN),
     ("health.md", "", KNOWN),
-    ("jax.md", "", HAND),
     ("kronecker.md", "kind", KNOWN),
     ("kronecker.md", "", LONG),
     ("kronecker.md", "", LONG),

@@ -224,6 +224,23 @@ def test_what_was_chosen_is_preferred(workshop: Path, capsys: pytest.CaptureFixt
     assert read_metrics(run.path / "metrics.jsonl")[-1]["val_margin"] > best["val_margin"] / 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--beta 0.5", "--beta is for pairs of answers"),
+        ("--samples 4", "--samples is for --reward"),
+        ("--rank 4", "--rank is of adapters"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(
+    workshop: Path, flags: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("plain.jsonl").write_text('{"prompt": "c", "completion": "at"}\n' * 4)
+    assert bonsai("finetune", "tiny", "--data", "plain.jsonl", "--name", "vain", *flags.split()) == 2
+    assert words in capsys.readouterr().err
+    assert not Path("runs/vain").exists()
+
+
 def test_pairs_are_refused_before_anything_is_made(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mixed.jsonl").write_text('{"prompt": "c", "chosen": "at"}\n' + PAIRS)
     assert bonsai("finetune", "tiny", "--data", "mixed.jsonl", "--name", "mixed") == 2

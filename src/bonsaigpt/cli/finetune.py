@@ -57,6 +57,8 @@ from bonsaigpt.units import named, size
 __all__ = ["finetune_run", "run"]
 
 _REWARD_STEPS = 100
+_EPOCHS = 3.0
+_RANK = 8
 
 _EXAMPLE = """  bonsai finetune runs/wiki --data intents.jsonl --template "{text}{intent}" --label-tokens --epochs 10
   bonsai finetune runs/wiki --data chat.jsonl --name assistant --optim.lr 3e-4
@@ -114,7 +116,6 @@ def _parser() -> Parser:
     wishes.add_argument(
         "--beta",
         type=number_above_zero("is no strength: use one above 0, e.g. 0.1"),
-        default=0.1,
         metavar="X",
         help="with pairs: how closely the model is held to what it was, more is closer (default: 0.1)",
     )
@@ -124,13 +125,12 @@ def _parser() -> Parser:
         help="without data: the model's own answers to the toy that it was trained on (sort, add, copy) are rewarded",
     )
     wishes.add_argument(
-        "--samples", type=count_from(2), default=8, metavar="N", help="with --reward: answers to a problem (default: 8)"
+        "--samples", type=count_from(2), metavar="N", help="with --reward: answers to a problem (default: 8)"
     )
     tuning = parser.add_argument_group("tuning")
     tuning.add_argument(
         "--epochs",
         type=number_above_zero("is no number of epochs: use one above 0"),
-        default=3.0,
         metavar="N",
         help="passes over the examples; --train.steps says it in steps (default: 3.0; 100 steps with --reward)",
     )
@@ -154,7 +154,7 @@ def _parser() -> Parser:
         "(default: the weights themselves)",
     )
     tuning.add_argument(
-        "--rank", type=count_from(1), default=8, metavar="N", help="of adapters; of lokr its products (default: 8)"
+        "--rank", type=count_from(1), metavar="N", help="of adapters; of lokr its products (default: 8)"
     )
     tuning.add_argument(
         "--adapt",
@@ -176,6 +176,7 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
     RunDirectory.refuse_existing(target)
     base = opened.run.config if opened.run is not None else derive(RunConfig(), model=_dumped(opened.config))
     data, objective = _lessons(arguments, opened, base, target)
+    _refuse_in_vain(arguments, objective)
     tokenizer = opened.tokenizer
     if not isinstance(data, TaskData):
         labels = read_examples(arguments.data, arguments.template)[0] if arguments.label_tokens else None
@@ -192,7 +193,9 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
         if scales:
             raise ConfigError("--layer-decay is for the weights themselves, and --adapter trains none: leave one out")
         names = adapted_names(model, arguments.adapt or ["transformer.h.*"])
-        model, weights = adapted_model(model, weights, names, arguments.adapter, arguments.rank, seed=base.seed)
+        model, weights = adapted_model(
+            model, weights, names, arguments.adapter, arguments.rank or _RANK, seed=base.seed
+        )
         scales = ADAPTERS_ALONE
         if new_tokens:
             scales = scales | {name: 1.0 for name in EMBEDDING_AND_HEAD if name in weights}
@@ -206,7 +209,7 @@ def _make(arguments: argparse.Namespace, overrides: dict[str, Any], argv: list[s
 
     first = config_for(1, False)
     source, rows = _source(data, base.seed, BatchPlan.of(first), tokenizer)
-    steps = max(1, math.ceil(arguments.epochs * rows / first.train.batch_size)) if rows else _REWARD_STEPS
+    steps = max(1, math.ceil((arguments.epochs or _EPOCHS) * rows / first.train.batch_size)) if rows else _REWARD_STEPS
     if "steps" in overrides.get("train", {}):
         steps = first.train.steps
     config = config_for(steps, source.exact_match)
@@ -248,7 +251,7 @@ def _lessons(
             raise ConfigError("--reward makes its own problems: leave out --data and what belongs to it")
         if opened.run is None or not isinstance(base.data, TaskData):
             raise ConfigError(f"--reward needs a run on a toy (sort, add, copy), and {opened.label} is none")
-        return base.data, RewardObjective(samples=arguments.samples)
+        return base.data, RewardObjective(**_given(samples=arguments.samples))
     if arguments.data is None:
         raise ConfigError("say what to learn from: --data FILE, or --reward for a run on a toy")
     own = FileTokenizerConfig(path=target / "tokenizer.json")  # the run brings its own
@@ -259,7 +262,7 @@ def _lessons(
                 f"chosen answers alone, with --template '{CHOSEN}'"
             )
         pairs = PairsData(path=arguments.data, val=arguments.val, tokenizer=own)
-        return pairs, PreferenceObjective(reference=f"{target}@0", beta=arguments.beta)  # what it was
+        return pairs, PreferenceObjective(reference=f"{target}@0", **_given(beta=arguments.beta))  # what it was
     examples = ExamplesData(
         path=arguments.data,
         val=arguments.val,
@@ -270,6 +273,29 @@ def _lessons(
         balance=arguments.balance,
     )
     return examples, LikelihoodObjective()
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Without those that were not given."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _refuse_in_vain(arguments: argparse.Namespace, objective: ObjectiveConfig) -> None:
+    """Refuse flags that would have no effect.
+
+    Raises:
+        ConfigError: names the flag, and what it is for.
+    """
+    flags = {
+        "--beta is for pairs of answers": arguments.beta is not None and objective.kind != "preference",
+        "--samples is for --reward": arguments.samples is not None and objective.kind != "reward",
+        "--epochs counts passes over --data (with --reward say --train.steps)": (
+            arguments.epochs is not None and objective.kind == "reward"
+        ),
+        "--rank is of adapters (say which kind with --adapter)": arguments.rank is not None and not arguments.adapter,
+    }
+    if words := next((words for words, vain in flags.items() if vain), None):
+        raise ConfigError(f"{words}: it would have no effect here, so leave it out")
 
 
 def _source(data: DataConfig, seed: int, plan: BatchPlan, tokenizer: Tokenizer) -> tuple[BatchSource, int]:
