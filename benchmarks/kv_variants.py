@@ -80,13 +80,12 @@ def main() -> None:
     rows, figures = [], {}
     for name, points in sorted(found.items(), key=lambda item: item[1][0]["bits"]):
         added = estimate([p["added"] for p in points])
-        margin = "" if added.margin is None else f" ± {added.margin:.4f}"
         spread = ", ".join(f"{p['added']:+.4f} ({p['low']:+.4f} to {p['high']:+.4f})" for p in points)
         first = points[0]
         each = {what: [round(p[what], 5) for p in points] for what in ("added", "low", "high")}
         figures[name] = {"bits": first["bits"], "factor": first["factor"], "mean": round(added.mean, 5), **each}
         figures[name] |= {} if added.margin is None else {"margin": round(added.margin, 5)}
-        rows.append((name, f"{first['bits']:,.0f}", f"{first['factor']:.1f}", f"{added.mean:+.4f}{margin}", spread))
+        rows.append((name, f"{first['bits']:,.0f}", f"{first['factor']:.1f}", added.text("+.4f"), spread))
     title = f"{machine(arguments.threads)}\n{arguments.steps} steps, {arguments.seeds} seeds"
     show(title, ["model: policy", "bits", "times fewer", "added, mean of seeds", "each (95 % of its text)"], rows)
     finish({"benchmark": "kv_variants", "steps": arguments.steps, "seeds": arguments.seeds, "points": figures})

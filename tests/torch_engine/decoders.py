@@ -15,19 +15,24 @@ from bonsaigpt.torch_engine.native.building import Missing, load_library
 from bonsaigpt.torch_engine.native.decoder import NativeDecoder
 from tests.torch_engine.variants import variant
 
-__all__ = ["CPU", "KINDS", "logits_of", "make", "model_of"]
+__all__ = ["CPU", "KINDS", "logits_of", "make", "model_of", "need_cpp"]
 
 CPU = choose_placement("cpu", "fp32")
 KINDS = ("native", "eager", "eager, rows together")
 
 
+def need_cpp() -> None:
+    """The test is skipped where the library cannot be built."""
+    try:
+        load_library()
+    except Missing as why:
+        pytest.skip(f"no C++ here: {why}")
+
+
 def make(kind: str, model: GPT, *, rows: int = 1, threads: int = 1, **options: Any) -> NativeDecoder | EagerDecoder:
     """A decoder of one kind; the test is skipped where it cannot be."""
     if kind == "native":
-        try:
-            load_library()
-        except Missing as why:
-            pytest.skip(f"no C++ here: {why}")
+        need_cpp()
         return NativeDecoder(model, rows=rows, threads=threads, **options)
     return EagerDecoder(model, rows=rows, placement=CPU, batched="together" in kind, **options)
 

@@ -182,8 +182,7 @@ def _through_cache(
     if isinstance(found, KVAnswers):
         line = (
             f"exact {found.exact:.2%}  through {policy}: "
-            f"{with_margin(100 * found.exact_lost, None if found.margin is None else 100 * found.margin, '.2f')} "
-            f"points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem "
+            f"{found.points_lost} points lost, {found.bits:,.0f} bits held, 1/{found.factor:.2f} of a problem "
             f"in 16 bits  ({named(found.problems, 'problem')})"
         )
     else:

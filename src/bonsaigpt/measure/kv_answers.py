@@ -16,7 +16,7 @@ from bonsaigpt.config import KVConfig, ModelConfig
 from bonsaigpt.data.batches import IGNORE, Batch, BatchSource
 from bonsaigpt.engines import Engine
 from bonsaigpt.measure.kv import plain_bits, reading
-from bonsaigpt.measure.statistics import estimate
+from bonsaigpt.measure.statistics import estimate, with_margin
 
 __all__ = ["KVAnswers", "score_answers"]
 
@@ -40,6 +40,11 @@ class KVAnswers:
     factor: float
     """How many times fewer that are than keys and values of the whole problem in 16 bits."""
     problems: int
+
+    @property
+    def points_lost(self) -> str:
+        """``exact_lost`` with its margin, in percentage points."""
+        return with_margin(100 * self.exact_lost, None if self.margin is None else 100 * self.margin, ".2f")
 
 
 def score_answers(

@@ -22,7 +22,7 @@ from bonsaigpt.engines import Engine
 from bonsaigpt.files import write_text
 from bonsaigpt.kv import write_policy
 from bonsaigpt.measure.kv_answers import KVAnswers, score_answers
-from bonsaigpt.measure.statistics import unbeaten, with_margin
+from bonsaigpt.measure.statistics import unbeaten
 from bonsaigpt.report.markup import document, panel, table, text
 from bonsaigpt.study.drawing import save_drawing
 
@@ -98,7 +98,7 @@ def answers_table(study: KVAnswersStudy) -> tuple[list[str], list[list[str]]]:
                 f"{a.bits:,.0f}",
                 f"{a.factor:.2f}",
                 f"{a.exact:.2%}",
-                with_margin(100 * a.exact_lost, None if a.margin is None else 100 * a.margin, ".2f"),
+                a.points_lost,
                 f"{a.right:.2%}",
                 "*" if best else "",
             ],
